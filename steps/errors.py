@@ -1,0 +1,51 @@
+"""The exceptions Headstart raises itself. Each is one line that names the thing and what to change."""
+
+from __future__ import annotations
+
+
+class HeadstartError(Exception):
+    """Something stopped the pipeline that the user cannot mend by editing input; exit code 1."""
+
+    exit_code = 1
+
+
+class UserError(HeadstartError):
+    """Something the user can mend: parameters, data, weights, settings, disk space; exit code 2."""
+
+    exit_code = 2
+
+
+class ParamsError(UserError):
+    """params.yaml, or a file made from it, says something impossible."""
+
+
+class DataError(UserError):
+    """The raw data cannot be used as they are."""
+
+
+class ValidationFailedError(DataError):
+    """An expectation of level `error` does not hold."""
+
+
+class WeightsError(UserError):
+    """Pretrained weights are missing, altered, or do not fit their architecture."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, e.g. a loss that is not finite."""
+
+
+class DiskFullError(UserError):
+    """A write failed for want of space; nothing half-written is left behind."""
+
+
+class BusyError(UserError):
+    """Another run of the pipeline holds this clone."""
+
+
+class TrackingError(HeadstartError):
+    """The tracking server cannot be reached or refuses; results are safe in their journals."""
+
+
+class StageError(HeadstartError):
+    """A stage ended with an error of its own."""

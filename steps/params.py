@@ -1,0 +1,522 @@
+"""Strict models of params.yaml, and of the settings each step gets out of it.
+
+params.yaml is read once, by `resolve`. It writes one small JSON file of complete settings for every
+step, and a step reads its own and nothing else; so what DVC watches is exactly what the step read.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML, YAMLError
+
+from steps.artifacts import read_json
+from steps.errors import ParamsError
+
+TASKS = ("image-classification", "text-classification")
+TaskName = Literal["image-classification", "text-classification"]
+Level = Literal["error", "warning"]
+Metric = Literal["accuracy", "macro_f1", "log_loss"]
+
+# Lower case, digits and dashes: safe as a folder, a DVC stage name and a model name alike.
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=40)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _inside(value: str) -> str:
+    if not value or PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts:
+        raise ValueError("must be a path below its folder, without '..'")
+    return value
+
+
+PathInside = Annotated[str, AfterValidator(_inside)]
+
+
+class Settings(BaseModel):
+    """Base of all models: frozen, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------- raw data
+
+
+class PackageData(Settings):
+    """A data set that an installed package ships."""
+
+    source: Literal["package"]
+    dataset: Literal["digits", "bbc-news"]
+    path: Literal["requirements.lock"] = Field(
+        description="What DVC watches: the lock file pins the version of the package."
+    )
+
+
+class FolderData(Settings):
+    """A folder with one sub-folder per class, or with `train/ val/ test/` folders of such."""
+
+    source: Literal["folder"]
+    path: str
+    encoding: str = "utf-8"
+
+
+class ArchiveData(Settings):
+    """A zip or tar file that holds what a `folder` source holds."""
+
+    source: Literal["archive"]
+    path: str
+    encoding: str = "utf-8"
+    max_bytes: int = Field(2 * 2**30, gt=0, description="Limit of the unpacked size, in bytes.")
+    max_files: int = Field(200_000, gt=0)
+
+
+class TableData(Settings):
+    """A CSV, JSONL or Parquet table: one row a sample, with a label column.
+
+    Text: `path` is the table, `text` names the column. Images: `path` is a folder, `table` the table
+    inside it and `image` the column of image paths, relative to the folder.
+    """
+
+    source: Literal["table"]
+    path: str
+    label: str
+    text: str | None = None
+    image: str | None = None
+    table: PathInside | None = None
+    id: str | None = Field(None, description="Column of unique ids; else ids are made from the content.")
+    split: str | None = Field(None, description="Column with train, validation or test.")
+    group: str | None = Field(None, description="Column of groups that must not be torn apart.")
+    encoding: str = "utf-8"
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("name either `text` or `image`, the column the samples are in")
+        if self.image is not None and self.table is None:
+            raise ValueError("`table` is needed with `image`: the table's name inside the folder `path`")
+        if self.text is not None and self.table is not None:
+            raise ValueError("`table` goes with `image` only; for texts `path` is the table itself")
+        return self
+
+
+Data = Annotated[PackageData | FolderData | ArchiveData | TableData, Discriminator("source")]
+
+
+# -------------------------------------------------------------------------------- sections of an experiment
+
+EXPECTATIONS = (
+    "columns_present",
+    "ids_unique",
+    "labels_not_null",
+    "labels_consistent",
+    "labels_known",
+    "samples_per_class",
+    "files_decode",
+    "pixels_within_limits",
+    "text_not_empty",
+    "text_within_limits",
+    "no_exact_duplicates",
+    "no_near_duplicates",
+    "no_duplicates_across_splits",
+    "classes_balanced",
+)
+ExpectationName = Literal[
+    "columns_present",
+    "ids_unique",
+    "labels_not_null",
+    "labels_consistent",
+    "labels_known",
+    "samples_per_class",
+    "files_decode",
+    "pixels_within_limits",
+    "text_not_empty",
+    "text_within_limits",
+    "no_exact_duplicates",
+    "no_near_duplicates",
+    "no_duplicates_across_splits",
+    "classes_balanced",
+]
+DEFAULT_LEVELS: dict[ExpectationName, Level] = {
+    name: "warning" if name in ("no_exact_duplicates", "no_near_duplicates", "classes_balanced") else "error"
+    for name in EXPECTATIONS  # type: ignore[misc]  # the literal and the tuple are compared in a test
+}
+
+
+class Validation(Settings):
+    """What must hold of the data before anything is trained on them."""
+
+    on_reject: Literal["stop", "drop"] = "stop"
+    min_per_class: int = Field(10, ge=2)
+    min_pixels: int = Field(1, ge=1, description="Shortest side allowed, in pixels.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Width times height allowed.")
+    min_characters: int = Field(1, ge=1)
+    max_characters: int = Field(100_000, ge=1)
+    max_imbalance: float = Field(10.0, ge=1, description="Largest class over smallest class.")
+    near_duplicate_bits: int = Field(
+        2, ge=0, le=16, description="Images whose 64-bit perceptual hashes differ in at most so many bits."
+    )
+    labels: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+        None, description="The labels allowed; else every label found."
+    )
+    levels: dict[ExpectationName, Level] = Field(default_factory=dict)
+
+
+class Split(Settings):
+    """How samples are divided, and how many labels the experiment may use."""
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.15
+    train_labels: int | None = Field(None, ge=2, description="Label budget: a nested subset of train.")
+    validation_labels: int | None = Field(None, ge=2)
+    test_labels: int | None = Field(None, ge=2, description="Cap on the test split.")
+    salt: str = "headstart"
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Self:
+        if self.test + self.validation >= 0.95:
+            raise ValueError(f"test + validation must leave something to train on, is {self.test + self.validation:g}")
+        return self
+
+
+class Model(Settings):
+    """Which backbone, and how samples are fed to it."""
+
+    pretrained: Slug
+    image_size: int = Field(224, ge=16, le=1024, description="Side of the square input, in pixels.")
+    max_tokens: int = Field(128, ge=4, le=512)
+    dropout: float = Field(0.1, ge=0, lt=1, description="Before the head.")
+
+
+class Training(Settings):
+    """The tuning budget every arm gets alike."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(16, ge=2)
+    patience: int | None = Field(None, ge=1, description="Epochs without a better validation loss.")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of steps the rate climbs.")
+    clip_norm: float = Field(1.0, gt=0)
+    seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (1, 2, 3)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError(f"must be distinct and >= 0, is {list(seeds)}")
+        return seeds
+
+
+class Evaluation(Settings):
+    """How arms are judged."""
+
+    metric: Metric = "accuracy"
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    reference: ArmName = Field("scratch", description="The arm that the verdict compares with.")
+
+
+class Arm(Settings):
+    """A way to start and to tune."""
+
+    start: Literal["scratch", "pretrained"]
+    tune: Literal["all", "head"]
+    learning_rate: float = Field(gt=0, description="Of the head; of everything when started from scratch.")
+    backbone_learning_rate: float | None = Field(None, gt=0, description="Of the backbone, when tuned.")
+    weight_decay: float = Field(0.01, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.tune == "head" and self.start == "scratch":
+            raise ValueError("a head alone needs `start: pretrained`: random features are no start")
+        if self.tune == "head" and self.backbone_learning_rate is not None:
+            raise ValueError("`backbone_learning_rate` has no use with `tune: head`")
+        return self
+
+
+class ArmChanges(Settings):
+    """What an experiment changes of an arm."""
+
+    start: Literal["scratch", "pretrained"] | None = None
+    tune: Literal["all", "head"] | None = None
+    learning_rate: float | None = Field(None, gt=0)
+    backbone_learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class Experiment(Settings):
+    """One entry under `experiments:`."""
+
+    task: TaskName
+    data: Data
+    model: Model
+    validation: Validation = Validation()
+    split: Split = Split()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    arms: dict[ArmName, ArmChanges | None] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _content_fits_task(self) -> Self:
+        data = self.data
+        images = self.task == "image-classification"
+        if isinstance(data, TableData) and images != (data.image is not None):
+            raise ValueError(f"task {self.task} needs the column `{'image' if images else 'text'}` in `data`")
+        if isinstance(data, PackageData) and images != (data.dataset == "digits"):
+            raise ValueError(f"data set {data.dataset} does not fit task {self.task}")
+        return self
+
+
+class Pretrained(Settings):
+    """A pretrained backbone: where it comes from and what it must be."""
+
+    source: Literal["package"]
+    package: str = Field(description="Name of the installed Python package, as imported.")
+    file: PathInside = Field(description="The weights, below the package's folder.")
+    sha256: Sha256
+    library: Literal["timm", "transformers"]
+    architecture: str = Field(description="timm's name of the model; for transformers the model type.")
+    names: Literal["by_name", "by_order"] = Field(
+        "by_name", description="How tensors are matched; by order every shape must fit."
+    )
+    licence: str
+    mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.5, 0.5, 0.5)
+    std: Annotated[tuple[float, float, float], Field(strict=False)] = (0.5, 0.5, 0.5)
+
+
+class Params(Settings):
+    """The whole of params.yaml."""
+
+    experiments: dict[Slug, Experiment] = Field(min_length=1)
+    arms: dict[ArmName, Arm] = Field(min_length=1)
+    pretrained: dict[Slug, Pretrained] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        mistakes = []
+        for name, experiment in self.experiments.items():
+            if name in ("params", "pretrained"):
+                mistakes.append(f"experiments.{name}: is a folder of our own below work/, choose another name")
+            slug = experiment.model.pretrained
+            if slug not in self.pretrained:
+                mistakes.append(
+                    f"experiments.{name}.model.pretrained: {slug!r} is not under `pretrained:`"
+                    f"{_suggest(slug, self.pretrained)}"
+                )
+            else:
+                wanted = "timm" if experiment.task == "image-classification" else "transformers"
+                if self.pretrained[slug].library != wanted:
+                    mistakes.append(
+                        f"experiments.{name}.model.pretrained: {slug!r} is of {self.pretrained[slug].library}, "
+                        f"task {experiment.task} needs one of {wanted}"
+                    )
+            for arm in experiment.arms:
+                if arm not in self.arms:
+                    mistakes.append(
+                        f"experiments.{name}.arms.{arm}: is not under the top-level `arms:`{_suggest(arm, self.arms)}"
+                    )
+            kept = [arm for arm in self.arms if experiment.arms.get(arm, ...) is not None]
+            if experiment.evaluation.reference not in kept:
+                mistakes.append(
+                    f"experiments.{name}.evaluation.reference: arm {experiment.evaluation.reference!r} "
+                    "is not among the experiment's arms"
+                )
+            for arm in kept:
+                try:
+                    self.arm(name, arm)
+                except ValidationError as error:
+                    mistakes += _lines(error, ("experiments", name, "arms", arm))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    def arm(self, experiment: str, arm: str) -> Arm | None:
+        """The arm as this experiment uses it; None when it is left out."""
+        changes = self.experiments[experiment].arms.get(arm, ArmChanges())
+        if changes is None:
+            return None
+        return Arm(**{**self.arms[arm].model_dump(), **changes.model_dump(exclude_unset=True)})
+
+    def arm_names(self, experiment: str) -> list[str]:
+        """The arms this experiment compares, in the order of the top-level `arms:`."""
+        return [arm for arm in self.arms if self.experiments[experiment].arms.get(arm, ...) is not None]
+
+
+# ------------------------------------------------------------------- what each step gets: resolved settings
+
+
+class IngestSettings(Settings):
+    """Read by ingest."""
+
+    task: TaskName
+    data: Data
+
+
+class ValidateSettings(Settings):
+    """Read by validate."""
+
+    task: TaskName
+    validation: Validation
+
+
+class EmbedSettings(Settings):
+    """Read by embed."""
+
+    task: TaskName
+    model: Model
+
+
+class TrainSettings(Settings):
+    """Read by train; `arm` is None when the experiment leaves the arm out."""
+
+    task: TaskName
+    model: Model
+    training: Training
+    arm: Arm | None
+
+
+class EvaluateSettings(Settings):
+    """Read by evaluate."""
+
+    task: TaskName
+    model: Model
+    evaluation: Evaluation
+    arms: Annotated[tuple[str, ...], Field(strict=False)]
+    seeds: Annotated[tuple[int, ...], Field(strict=False)]
+
+
+class CompareSettings(Settings):
+    """Read by compare and register."""
+
+    task: TaskName
+    model: Model
+    training: Training
+    evaluation: Evaluation
+    arms: dict[str, Arm]
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ParamsError: every mistake, one a line, each with its path in the file.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing; run inside a clone of Headstart") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not UTF-8 text: {error}") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return parse(Params, raw, str(path))
+
+
+def parse(model: type[S], raw: Any, where: str) -> S:  # noqa: ANN401 - whatever YAML or JSON held
+    """Check a value against a model, turning pydantic's errors into our own lines.
+
+    Raises:
+        ParamsError: every mistake, one a line.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = _lines(error)
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        head = f"{where}: " if len(lines) == 1 else f"{where} has {count}:\n  "
+        raise ParamsError(head + "\n  ".join(lines)) from None
+
+
+def read_settings(model: type[S], path: Path) -> S:
+    """Read the settings `resolve` wrote for a step."""
+    return parse(model, read_json(path, "python -m steps.resolve"), str(path))
+
+
+def _suggest(name: str, known: Any) -> str:  # noqa: ANN401 - any collection of names
+    close = difflib.get_close_matches(name, [str(one) for one in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(map(str, known))}"
+
+
+_LIMITS = {
+    "greater_than": ("gt", ">"),
+    "greater_than_equal": ("ge", ">="),
+    "less_than": ("lt", "<"),
+    "less_than_equal": ("le", "<="),
+}
+_UNION_TAGS = {"package", "folder", "archive", "table"}
+
+
+def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
+    lines: list[str] = []
+    for mistake in error.errors(include_url=False):
+        location = [*below, *(str(part) for part in mistake["loc"])]
+        # pydantic puts the tag of a union into the path; the user's file has no such key.
+        for index in range(1, len(location)):
+            if location[index - 1] == "data" and location[index] in _UNION_TAGS:
+                del location[index]
+                break
+        # `[key]` marks a dict's key, not a value.
+        is_key = bool(location) and location[-1] == "[key]"
+        path = ".".join(part for part in location if part != "[key]")
+        kind, context, value = mistake["type"], mistake.get("ctx", {}), mistake.get("input")
+        if kind in _LIMITS:
+            name, sign = _LIMITS[kind]
+            text = f"must be {sign} {context[name]}, is {value}"
+        elif kind == "extra_forbidden":
+            text = f"unknown key{_suggest_key(path)}"
+        elif kind == "missing":
+            text = "is missing"
+        elif kind == "literal_error":
+            text = f"must be {context['expected']}, is {value!r}"
+        elif kind == "union_tag_invalid":
+            text = f"source must be one of {context['expected_tags']}, is {context['tag']!r}"
+        elif kind == "union_tag_not_found":
+            text = "source is missing"
+        elif kind == "value_error":
+            inner = str(context["error"])
+            if not path:
+                lines += inner.split("\n")
+                continue
+            text = inner
+        elif is_key:
+            text = "is no name we can use: lower case letters and digits, joined by one dash (arms: underscore)"
+        elif kind == "string_pattern_mismatch":
+            text = f"must match {context['pattern']}, is {value!r}"
+        elif kind.endswith("_type") or kind.endswith("_parsing"):
+            text = f"{mistake['msg'].replace('Input should', 'must')}, is {value!r}"
+            if isinstance(value, str) and "e" in value and kind.startswith("float"):
+                text += " (write it as 1.0e-3)"
+        else:
+            text = f"{mistake['msg']}, is {value!r}"
+        lines.append(f"{path}: {text}" if path else text)
+    return lines
+
+
+def _suggest_key(path: str) -> str:
+    name = path.rsplit(".", 1)[-1]
+    known = {
+        field
+        for model in (
+            Params, Experiment, Validation, Split, Model, Training, Evaluation, Arm, Pretrained,
+            PackageData, FolderData, ArchiveData, TableData,
+        )
+        for field in model.model_fields
+    }  # fmt: skip
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

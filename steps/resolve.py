@@ -1,0 +1,77 @@
+"""resolve: check params.yaml and write each step's complete settings, one small file a step.
+
+DVC compares the files a stage depends on. With one file of settings for each step and arm, an edit
+reruns exactly the steps whose settings it changes, and a section left to its defaults is no special case.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from steps import artifacts, entry, params
+from steps.params import (
+    CompareSettings,
+    EmbedSettings,
+    EvaluateSettings,
+    IngestSettings,
+    Params,
+    Settings,
+    TrainSettings,
+    ValidateSettings,
+)
+
+
+def resolve() -> None:
+    """Write `work/params/` from params.yaml.
+
+    Raises:
+        ParamsError: params.yaml is wrong; every mistake is told.
+    """
+    checked = params.load(artifacts.PARAMS_FILE)
+    root = Path("work/params")
+    with artifacts.new_folder(root) as folder:
+        for path, settings in settings_files(checked).items():
+            artifacts.write_json(folder / path.relative_to(root), settings.model_dump(mode="json"))
+    count = len(checked.experiments)
+    entry.say(f"params.yaml is sound: {count} experiment{'s' * (count != 1)}, {len(checked.arms)} arms")
+
+
+def settings_files(checked: Params) -> dict[Path, Settings]:
+    """Every settings file with what it holds."""
+    files: dict[Path, Settings] = {
+        artifacts.pretrained_settings_file(slug): reference for slug, reference in checked.pretrained.items()
+    }
+    for name, experiment in checked.experiments.items():
+        arms = {arm: checked.arm(name, arm) for arm in checked.arms}
+        kept = {arm: settings for arm, settings in arms.items() if settings is not None}
+        task, model, training = experiment.task, experiment.model, experiment.training
+        steps: dict[str, Settings] = {
+            "ingest": IngestSettings(task=task, data=experiment.data),
+            "validate": ValidateSettings(task=task, validation=experiment.validation),
+            "split": experiment.split,
+            "embed": EmbedSettings(task=task, model=model),
+            "evaluate": EvaluateSettings(
+                task=task, model=model, evaluation=experiment.evaluation, arms=tuple(kept), seeds=training.seeds
+            ),
+            "compare": CompareSettings(
+                task=task, model=model, training=training, evaluation=experiment.evaluation, arms=kept
+            ),
+        }
+        files |= {artifacts.settings_file(name, step): settings for step, settings in steps.items()}
+        files |= {
+            artifacts.settings_file(name, "train", arm): TrainSettings(
+                task=task, model=model, training=training, arm=settings
+            )
+            for arm, settings in arms.items()
+        }
+    return files
+
+
+def main() -> int:
+    """Run `python -m steps.resolve`."""
+    return entry.run(resolve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
