@@ -188,7 +188,9 @@ class Split(Settings):
     @model_validator(mode="after")
     def _leaves_train(self) -> Self:
         if self.test + self.validation >= 0.95:
-            raise ValueError(f"test + validation must leave something to train on, is {self.test + self.validation:g}")
+            raise ValueError(
+                f"test + validation must leave something to train on, is {self.test + self.validation:g}"
+            )
         return self
 
 
@@ -307,7 +309,9 @@ class Params(Settings):
         mistakes = []
         for name, experiment in self.experiments.items():
             if name in ("params", "pretrained"):
-                mistakes.append(f"experiments.{name}: is a folder of our own below work/, choose another name")
+                mistakes.append(
+                    f"experiments.{name}: is a folder of our own below work/, choose another name"
+                )
             slug = experiment.model.pretrained
             if slug not in self.pretrained:
                 mistakes.append(
@@ -495,7 +499,9 @@ def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
                 continue
             text = inner
         elif is_key:
-            text = "is no name we can use: lower case letters and digits, joined by one dash (arms: underscore)"
+            text = (
+                "is no name we can use: lower case letters and digits, joined by one dash (arms: underscore)"
+            )
         elif kind == "string_pattern_mismatch":
             text = f"must match {context['pattern']}, is {value!r}"
         elif kind.endswith("_type") or kind.endswith("_parsing"):

@@ -52,7 +52,11 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
             "split": experiment.split,
             "embed": EmbedSettings(task=task, model=model),
             "evaluate": EvaluateSettings(
-                task=task, model=model, evaluation=experiment.evaluation, arms=tuple(kept), seeds=training.seeds
+                task=task,
+                model=model,
+                evaluation=experiment.evaluation,
+                arms=tuple(kept),
+                seeds=training.seeds,
             ),
             "compare": CompareSettings(
                 task=task, model=model, training=training, evaluation=experiment.evaluation, arms=kept

@@ -1,0 +1,126 @@
+"""The manifest, the splits, and batches of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from steps import artifacts
+from steps.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from steps.network import Inputs
+
+MANIFEST = "manifest.parquet"
+SPLITS = ("train", "validation", "test")
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """The samples of an experiment as ingest found them, one row each.
+
+    Raises:
+        UserError: ingest has not run.
+    """
+    return _read(folder / MANIFEST, "ingest")
+
+
+def read_split(experiment: str) -> pd.DataFrame:
+    """Accepted samples with the column `split`; unused ones have an empty split.
+
+    Raises:
+        UserError: validate or split has not run.
+    """
+    accepted = _read(artifacts.validation_dir(experiment) / "accepted.parquet", "validate")
+    split = _read(artifacts.split_file(experiment), "split")
+    merged = accepted.merge(split[["id", "split"]], on="id", validate="one_to_one")
+    assert len(merged) == len(accepted), "split and accepted samples differ"
+    return merged
+
+
+def _read(path: Path, step: str) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path} is missing; it is made by `{step}`: run `dvc repro` or `headstart run`")
+    return pd.read_parquet(path)
+
+
+def label_indices(labels: pd.Series, classes: list[str]) -> NDArray[np.int64]:
+    """The class index of each label."""
+    return pd.Categorical(labels, categories=classes).codes.astype(np.int64)
+
+
+class Samples(Protocol):
+    """Inputs that can be taken in any order; how they are decoded is the task's affair."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def batch(self, indices: list[int]) -> Inputs:
+        """The inputs at these places, collated."""
+        ...
+
+
+class FeatureSamples:
+    """Rows of a feature matrix that was computed before."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def batch(self, indices: list[int]) -> Tensor:
+        """Shape (batch, features)."""
+        return self.features[indices]
+
+
+class Batches:
+    """Labelled samples, cut into batches.
+
+    Args:
+        samples: the inputs.
+        labels: class index of each, shape (samples,), int64.
+        batch_size: samples in a batch.
+    """
+
+    def __init__(self, samples: Samples, labels: Tensor, batch_size: int) -> None:
+        assert len(samples) == len(labels), (len(samples), len(labels))
+        self.samples, self.labels, self.batch_size = samples, labels, batch_size
+
+    def __len__(self) -> int:
+        """Batches in an epoch of training; a last batch of one joins the one before."""
+        return len(_cut(list(range(len(self.labels))), self.batch_size))
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
+        """One epoch in random order."""
+        import torch
+
+        order = torch.randperm(len(self.labels), generator=generator).tolist()
+        return self._iterate(_cut(order, self.batch_size))
+
+    def in_order(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """All samples in their own order."""
+        order = list(range(len(self.labels)))
+        return self._iterate(
+            [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+        )
+
+    def _iterate(self, batches: list[list[int]]) -> Iterator[tuple[Inputs, Tensor]]:
+        for indices in batches:
+            yield self.samples.batch(indices), self.labels[indices]
+
+
+def _cut(order: list[int], size: int) -> list[list[int]]:
+    batches = [order[at : at + size] for at in range(0, len(order), size)]
+    # Batch normalisation cannot train on a single sample.
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2] += batches.pop()
+    return batches

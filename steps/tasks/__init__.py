@@ -1,0 +1,80 @@
+"""What differs between kinds of data. One file per task, all of one shape: `Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import pandas as pd
+
+from steps.params import ExpectationName, Model, Validation
+
+if TYPE_CHECKING:
+    from steps.data import Samples
+
+# A sample as it is stored or sent: a file, its bytes, or a text.
+Content = Path | bytes | str
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One thing that must hold of the table of samples.
+
+    Attributes:
+        name: its name in params.yaml.
+        kind: the class in `great_expectations.expectations`.
+        arguments: the arguments of that class.
+        reason: why a row that breaks it is rejected; may use the row's columns as `{column}`.
+        one_by_one: whether rows can be rejected one by one; otherwise the table as a whole is wrong.
+    """
+
+    name: ExpectationName
+    kind: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    one_by_one: bool = True
+
+
+class Task(Protocol):
+    """A kind of data and what is done with it. Methods that need torch import it themselves."""
+
+    name: str
+    column: Literal["path", "text"]
+
+    def facts(self, manifest: pd.DataFrame, folder: Path, settings: Validation) -> pd.DataFrame:
+        """Columns derived from each sample's content, on the manifest's index.
+
+        At least `content` (hash that equal contents share; None where unreadable) and
+        `near_duplicate_of` (id of the sample it nearly repeats, or None).
+        """
+        ...
+
+    def expectations(self, settings: Validation) -> list[Expectation]:
+        """What must hold of the task's own columns."""
+        ...
+
+    def samples(self, contents: Sequence[Content], model: Model, pretrained: Path) -> Samples:
+        """Inputs of the backbone, made from contents.
+
+        Raises:
+            DataError: a content cannot be read.
+        """
+        ...
+
+    def content(self, row: Any, folder: Path) -> Content:  # noqa: ANN401 - a row of a data frame
+        """The content of a row of the manifest; `folder` is the experiment's data folder."""
+        ...
+
+
+def get(name: str) -> Task:
+    """The task of that name."""
+    if name == "image-classification":
+        from steps.tasks.image_classification import ImageClassification
+
+        return ImageClassification()
+    assert name == "text-classification", name
+    from steps.tasks.text_classification import TextClassification
+
+    return TextClassification()
