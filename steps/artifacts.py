@@ -74,6 +74,11 @@ def report_dir(experiment: str) -> Path:
     return Path("reports") / experiment
 
 
+def registration_file(experiment: str) -> Path:
+    """What became of the winner in the registry, by register; outside of DVC's care."""
+    return Path(".headstart/registered") / f"{experiment}.json"
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder that takes the place of `target` when the block ends well.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.parquet"
 SPLITS = ("train", "validation", "test")
+PREDICT_BATCH = 64
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
@@ -51,6 +53,19 @@ def _read(path: Path, step: str) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
+def classes_of(accepted: pd.DataFrame) -> list[str]:
+    """The classes of an experiment, sorted: the order of a network's outputs."""
+    return sorted(accepted["label"].unique())
+
+
+def fingerprint(rows: pd.DataFrame) -> str:
+    """SHA-256 of which contents are used, with which labels, in which split; the order does not matter."""
+    lines = sorted(
+        f"{row.sha256} {row.label} {row.split}" for row in rows[["sha256", "label", "split"]].itertuples()
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def label_indices(labels: pd.Series, classes: list[str]) -> NDArray[np.int64]:
     """The class index of each label."""
     return pd.Categorical(labels, categories=classes).codes.astype(np.int64)
@@ -66,6 +81,18 @@ class Samples(Protocol):
     def batch(self, indices: list[int]) -> Inputs:
         """The inputs at these places, collated."""
         ...
+
+
+def in_turn(samples: int, size: int = PREDICT_BATCH) -> list[list[int]]:
+    """Indices 0 .. samples - 1, cut into batches."""
+    return [list(range(at, min(at + size, samples))) for at in range(0, samples, size)]
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The same inputs where the model is."""
+    if isinstance(inputs, dict):
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return inputs.to(device)
 
 
 class FeatureSamples:
@@ -108,10 +135,7 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Inputs, Tensor]]:
         """All samples in their own order."""
-        order = list(range(len(self.labels)))
-        return self._iterate(
-            [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        )
+        return self._iterate(in_turn(len(self.labels), self.batch_size))
 
     def _iterate(self, batches: list[list[int]]) -> Iterator[tuple[Inputs, Tensor]]:
         for indices in batches:

@@ -26,7 +26,7 @@ def per_item(
         Shape (items,).
     """
     if metric == "accuracy":
-        return (probabilities.argmax(axis=1) == truth).astype(np.float64)
+        return np.asarray(probabilities.argmax(axis=1) == truth, dtype=np.float64)
     assert metric == "log_loss", metric
     own = probabilities[np.arange(len(truth)), truth]
     return np.asarray(-np.log(np.clip(own, EPSILON, 1.0)))
@@ -58,7 +58,7 @@ def macro_f1(
         hits = weights @ (is_class & says_class)
         both = weights @ is_class + weights @ says_class
         total += np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
-    return total / classes
+    return np.asarray(total / classes)
 
 
 def score(metric: str, truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:

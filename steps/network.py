@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from steps.errors import WeightsError
 
 # What a backbone eats: an image batch, or a text batch as named tensors.
 Inputs = Tensor | dict[str, Tensor]
+
+
+def prepare_device() -> torch.device:
+    """Make torch deterministic and choose the device: CUDA, Apple's GPU, or the CPU."""
+    # cuBLAS is deterministic only with a fixed workspace, to be set before its first call.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class ImageBackbone(nn.Module):

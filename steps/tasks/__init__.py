@@ -78,3 +78,8 @@ def get(name: str) -> Task:
     from steps.tasks.text_classification import TextClassification
 
     return TextClassification()
+
+
+def contents(task: Task, rows: pd.DataFrame, folder: Path) -> list[Content]:
+    """The contents of rows of the manifest, in their order."""
+    return [task.content(row, folder) for row in rows.itertuples()]

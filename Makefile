@@ -1,0 +1,60 @@
+# One word per command, the same at home and in CI. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# dvc starts the steps as `python -m ...`: the environment's Python must come first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run check format test test-fast bench lock clean clean-all
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## make the environment in .venv from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Headstart needs Python 3.11 or later; set PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	# torch first and alone: its wheels are large, and what follows then finds it in place.
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' requirements.lock)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install  ## run every experiment of params.yaml: data to registered model
+	@headstart run
+
+check: install  ## ruff, mypy --strict, import contracts
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+format: install  ## let ruff mend what it can
+	ruff check --fix .
+	ruff format .
+
+test: install  ## all tests, end to end included
+	pytest -m "not slow and not flow" -n 2
+	pytest -m "slow or flow"
+
+test-fast: install  ## the unit tests alone, under a minute
+	pytest -m "not slow and not flow"
+
+bench: install  ## what the orchestration costs over the steps' own time
+	python -m benchmarks.orchestration
+
+lock: install  ## resolve the dependencies anew into requirements.lock
+	uv pip compile pyproject.toml --extra dev --upgrade --no-header --no-emit-index-url \
+		--python-version 3.11 --output-file requirements.lock
+
+clean:  ## remove what the pipeline made; data of yours, DVC's cache and the registry stay
+	rm -rf data work reports .headstart
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+
+clean-all: clean  ## also remove the environment, DVC's cache and the local MLflow store
+	rm -rf $(VENV) .dvc/cache .dvc/tmp mlflow/mlflow.db mlflow/artifacts
