@@ -1,0 +1,63 @@
+"""How the learning rates in params.yaml were chosen: every arm gets the same number of trials.
+
+    python -m benchmarks.rates digits
+
+Reads what the pipeline made (`dvc repro`), trains each arm with four rates around its own and a seed
+that the experiment does not use, and prints the validation results. The test split is not read.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pandas as pd
+
+from steps import artifacts, data, freezing, loop, network, params, train
+from steps.params import Params, TrainSettings
+
+FACTORS = (0.1, 0.3, 1.0, 3.0)
+SEEDS = (101, 102)
+
+
+def trial(checked: Params, experiment: str, name: str, factor: float, seed: int) -> dict[str, float]:
+    """Best validation results of one arm, its rates multiplied by the factor."""
+    entry, arm = checked.experiments[experiment], checked.arm(experiment, name)
+    assert arm is not None
+    backbone = arm.backbone_learning_rate
+    changed = arm.model_copy(
+        update={
+            "learning_rate": arm.learning_rate * factor,
+            "backbone_learning_rate": None if backbone is None else backbone * factor,
+        }
+    )
+    settings = TrainSettings(task=entry.task, model=entry.model, training=entry.training, arm=changed)
+    rows = data.read_split(experiment)
+    pretrained = artifacts.pretrained_dir(entry.model.pretrained)
+    device = network.prepare_device()
+    job = train.Job(experiment, name, changed, settings, pretrained, data.classes_of(rows), rows, device)
+    fit_on, judge_by = train.batches(job, "train"), train.batches(job, "validation")
+    model = train.build(job, seed, fit_on)
+    groups = freezing.parameter_groups(model, changed)
+    fitted = loop.fit(
+        model, fit_on, judge_by, groups, entry.training, seed=seed, log=lambda values, step: None, device=device
+    )
+    return {"learning_rate": changed.learning_rate, "best_epoch": fitted.best_epoch, **fitted.best}
+
+
+def main() -> None:
+    """Print one row for each arm and factor: means over the seeds."""
+    checked = params.load(artifacts.PARAMS_FILE)
+    for experiment in sys.argv[1:] or list(checked.experiments):
+        for arm in checked.arm_names(experiment):
+            for factor in FACTORS:
+                runs = pd.DataFrame([trial(checked, experiment, arm, factor, seed) for seed in SEEDS]).mean()
+                print(
+                    f"{experiment:12} {arm:10} x{factor:<4} rate {runs['learning_rate']:.5f}  "
+                    f"log-loss {runs['validation_log_loss']:.4f}  accuracy {runs['validation_accuracy']:.4f}  "
+                    f"epoch {runs['best_epoch']:.1f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
