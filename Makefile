@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check format test test-fast bench lock clean clean-all
+.PHONY: help install run check format test test-fast bench docs lock clean clean-all
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ test-fast: install  ## the unit tests alone, under a minute
 
 bench: install  ## what the orchestration costs over the steps' own time
 	python -m benchmarks.orchestration
+
+docs: install  ## write docs/params.md from the models of params.yaml
+	python docs/make_params.py
 
 lock: install  ## resolve the dependencies anew into requirements.lock
 	uv pip compile pyproject.toml --extra dev --upgrade --no-header --no-emit-index-url \

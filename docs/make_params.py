@@ -1,0 +1,108 @@
+"""Write docs/params.md from the models of params.yaml: `python docs/make_params.py`.
+
+A test compares the page with the models, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from steps import params
+from steps.params import Settings
+
+PAGE = Path(__file__).parent / "params.md"
+SECTIONS: list[tuple[str, type[Settings]]] = [
+    ("experiments.&lt;name&gt;", params.Experiment),
+    ("experiments.&lt;name&gt;.data, source: package", params.PackageData),
+    ("experiments.&lt;name&gt;.data, source: folder", params.FolderData),
+    ("experiments.&lt;name&gt;.data, source: archive", params.ArchiveData),
+    ("experiments.&lt;name&gt;.data, source: table", params.TableData),
+    ("experiments.&lt;name&gt;.model", params.Model),
+    ("experiments.&lt;name&gt;.validation", params.Validation),
+    ("experiments.&lt;name&gt;.split", params.Split),
+    ("experiments.&lt;name&gt;.training", params.Training),
+    ("experiments.&lt;name&gt;.evaluation", params.Evaluation),
+    ("arms.&lt;name&gt;", params.Arm),
+    ("pretrained.&lt;name&gt;", params.Pretrained),
+]
+HEAD = """# Keys of params.yaml
+
+Made by `python docs/make_params.py` from the models in `steps/params.py`. Unknown keys are refused, all
+mistakes are told together, and a number must be a number: write `1.0e-3`, not `1e-3`, which YAML reads as text.
+
+The expectations whose level `validation.levels` may set to `error` or `warning` are: {expectations}.
+By default {warnings} are warnings.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    head = HEAD.format(
+        expectations=", ".join(f"`{name}`" for name in params.EXPECTATIONS),
+        warnings=", ".join(f"`{name}`" for name in params.WARNINGS),
+    )
+    return "\n".join([head, *(section(title, model) for title, model in SECTIONS)])
+
+
+def section(title: str, model: type[Settings]) -> str:
+    """One table: a row for each key."""
+    said = " ".join((model.__doc__ or "").split())
+    rows = [f"| `{name}` | {kind(field)} | {default(field)} | {about(field)} |" for name, field in model.model_fields.items()]
+    return "\n".join(
+        [f"## {title}", "", said, "", "| key | type | default | |", "| --- | --- | --- | --- |", *rows, ""]
+    )
+
+
+def kind(field: FieldInfo) -> str:
+    """The type in words a reader of YAML knows."""
+    return words(field.annotation).replace("|", "\\|")
+
+
+def words(annotation: object) -> str:
+    """A type without Python's own names."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return words(arguments[0])
+    if origin is typing.Literal:
+        return "a name below" if len(arguments) > 6 else " | ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [words(one) for one in arguments if one is not type(None)]
+        return "a section below" if len(kinds) > 2 else " | ".join(kinds)
+    if origin is tuple:
+        return f"list of {words(arguments[0])}"
+    if origin is dict:
+        return f"{words(arguments[0])} → {words(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return "a section below"
+    return {str: "text", int: "whole number", float: "number", bool: "yes/no"}.get(annotation, str(annotation))  # type: ignore[call-overload]
+
+
+def default(field: FieldInfo) -> str:
+    """The default as YAML would say it."""
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "**needed**"
+    if isinstance(value, Settings):
+        return ""
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return "" if value is None or value == {} else f"`{value}`"
+
+
+def about(field: FieldInfo) -> str:
+    """What the key means, and its limits."""
+    limits = []
+    for limit in field.metadata:
+        for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+            if hasattr(limit, name) and getattr(limit, name) is not None:
+                limits.append(f"{sign} {getattr(limit, name)}")
+    return " ".join(filter(None, [field.description or "", f"({', '.join(limits)})" if limits else ""]))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")

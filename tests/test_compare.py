@@ -1,0 +1,268 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from steps import artifacts, compare
+from steps.errors import HeadstartError, TrainingError, UserError
+from steps.params import Metric
+from steps.report import pages
+from tests import evaluated
+from tests.evaluated import Made
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One made-up experiment, compared."""
+    folder = tmp_path_factory.mktemp("clone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        evaluated.make(Made(stopped_after={("full", 2): 12}))
+        compare.compare("made-up")
+    return folder, json.loads((folder / "reports/made-up/comparison.json").read_text("utf-8"))
+
+
+def weigh(made: Made) -> dict[str, Any]:
+    evaluated.make(made)
+    return compare.weigh(compare.read(made.experiment))
+
+
+def test_everything_is_written(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = whole
+    assert sorted(path.name for path in (folder / "reports/made-up").iterdir()) == [
+        "comparison.json",
+        "confusion.png",
+        "curves.csv",
+        "learning_curves.png",
+        "model_card.md",
+        "report.html",
+    ]
+    assert "made-up/report.html" in (folder / "reports/index.html").read_text("utf-8")
+
+
+def test_the_public_result_has_what_it_promises(whole: tuple[Path, dict[str, Any]]) -> None:
+    _, found = whole
+    assert {
+        "experiment", "task", "metric", "test_size", "arms", "target", "best_arm", "verdict",
+    } <= set(found)  # fmt: skip
+    assert found["metric"] == {"name": "accuracy", "higher_is_better": True}
+    for arm in found["arms"]:
+        assert {
+            "arm", "seeds", "values", "mean", "ci_low", "ci_high", "train_labels", "epochs",
+            "epochs_to_target", "seconds",
+        } <= set(arm)  # fmt: skip
+        assert arm["mean"] == pytest.approx(np.mean(arm["values"]))
+        assert arm["ci_low"] < arm["mean"] < arm["ci_high"]
+    assert [arm["arm"] for arm in found["arms"]] == ["scratch", "frozen", "full"]
+    assert {
+        "fine_tuning_helps", "difference", "ci_low", "ci_high", "convergence_speedup", "text",
+    } <= set(found["verdict"])  # fmt: skip
+
+
+def test_figures_agree_with_the_predictions(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = whole
+    frame = pd.read_parquet(folder / evaluated.predictions_of("made-up"))
+    means = {}
+    for arm in found["arms"]:
+        rows = frame[frame["arm"] == arm["arm"]]
+        each = [accuracy_score(one["label"], one["predicted"]) for _, one in rows.groupby("seed")]
+        assert arm["values"] == pytest.approx(each)
+        means[arm["arm"]] = np.mean(each)
+    verdict = found["verdict"]
+    assert (verdict["arm"], verdict["reference"], verdict["fine_tuning_helps"]) == ("full", "scratch", True)
+    assert verdict["difference"] == pytest.approx(means["full"] - means["scratch"])
+
+
+def test_classes_agree_with_scikit_learn(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = whole
+    frame = pd.read_parquet(folder / evaluated.predictions_of("made-up"))
+    rows = frame[frame["arm"] == found["best_arm"]]
+    each = [
+        precision_recall_fscore_support(one["label"], one["predicted"], labels=found["classes"])
+        for _, one in rows.groupby("seed")
+    ]
+    expected = np.mean(each, axis=0)
+    table = [[one[name] for one in found["per_class"]] for name in ("precision", "recall", "f1", "support")]
+    np.testing.assert_allclose(table, expected)
+
+
+def test_the_target_is_what_scratch_reached(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = whole
+    histories = [
+        pd.read_csv(folder / artifacts.seed_dir("made-up", "scratch", seed) / "history.csv")
+        for seed in (1, 2, 3)
+    ]
+    assert found["target"] == pytest.approx(np.mean([one["validation_accuracy"].max() for one in histories]))
+    scratch, _, full = found["arms"]
+    assert scratch["epochs_to_target"] is not None
+    assert full["epochs_to_target"] < scratch["epochs_to_target"]
+    assert full["epochs"] == [20, 12, 20]
+    speedup = scratch["epochs_to_target"] / full["epochs_to_target"]
+    assert found["verdict"]["convergence_speedup"] == pytest.approx(speedup)
+
+
+def test_the_same_inputs_give_the_same_bytes(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = whole
+    before = {path.name: path.read_bytes() for path in (folder / "reports/made-up").iterdir()}
+    code = "import sys; from steps import compare; compare.compare('made-up')"
+    environment = {"PYTHONPATH": str(Path(compare.__file__).parents[1]), "PYTHONHASHSEED": "7", "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment, cwd=folder)
+    after = {path.name: path.read_bytes() for path in (folder / "reports/made-up").iterdir()}
+    assert {name for name in before if before[name] != after.get(name)} == set()
+
+
+def test_curves_are_one_long_table(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = whole
+    table = pd.read_csv(folder / "reports/made-up/curves.csv")
+    assert list(table.columns[:3]) == ["arm", "seed", "epoch"]
+    assert {"validation_accuracy", "validation_macro_f1", "validation_log_loss"} <= set(table)
+    assert len(table) == 9 * 20 - 8
+
+
+def test_the_choice_uses_validation_and_never_the_test(clone: Path) -> None:
+    """The arm that is best on the test split loses on validation: it must not be chosen."""
+    evaluated.make(Made(skill={"scratch": 1.0, "frozen": 4.0, "full": 2.0}, items=60))
+    for seed in (1, 2, 3):
+        path = artifacts.seed_dir("made-up", "frozen", seed) / "run.json"
+        journal = json.loads(path.read_text("utf-8"))
+        journal["best"]["validation_accuracy"] = 0.3
+        artifacts.write_json(path, journal)
+    found = compare.weigh(compare.read("made-up"))
+    assert max(found["arms"], key=lambda arm: arm["mean"])["arm"] == "frozen"
+    assert (found["best_arm"], found["verdict"]["arm"]) == ("full", "full")
+
+
+def test_scratch_can_be_the_best_arm_and_the_verdict_still_judges_a_pretrained_one(clone: Path) -> None:
+    found = weigh(Made(skill={"scratch": 4.0, "frozen": 0.5}, items=300))
+    assert found["best_arm"] == "scratch"
+    assert found["verdict"]["arm"] == "frozen"
+    assert found["verdict"]["fine_tuning_helps"] is False
+
+
+def test_an_experiment_without_a_pretrained_arm(clone: Path) -> None:
+    evaluated.make(Made(skill={"scratch": 2.0}, items=50))
+    compare.compare("made-up")
+    found = json.loads((clone / "reports/made-up/comparison.json").read_text("utf-8"))
+    assert found["verdict"]["arm"] is None
+    assert "nothing to compare" in (clone / "reports/made-up/report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_other_metrics(clone: Path, metric: Metric) -> None:
+    found = weigh(Made(metric=metric, items=150))
+    assert found["metric"]["name"] == metric
+    frame = pd.read_parquet(evaluated.predictions_of("made-up"))
+    labels = found["classes"]
+    for arm in found["arms"]:
+        rows = frame[frame["arm"] == arm["arm"]]
+        each = [evaluated.score(one, labels, metric) for _, one in rows.groupby("seed")]
+        assert arm["values"] == pytest.approx(each)
+    assert found["verdict"]["difference"] > 0
+
+
+def test_notes_warn_of_what_weakens_the_figures(clone: Path) -> None:
+    found = weigh(Made(seeds=(5,), items=20, labels=["a", "b", "c"], missing_class=True))
+    notes = " ".join(found["notes"])
+    assert "One seed only" in notes
+    assert "only 20 items" in notes
+    assert "1 of 3 classes have no test item: 'c'" in notes
+
+
+def test_five_test_items_still_make_a_whole_report(clone: Path) -> None:
+    evaluated.make(Made(items=5))
+    compare.compare("made-up")
+    assert (clone / "reports/made-up/report.html").exists()
+
+
+def spoil(experiment: str, **change: Any) -> None:
+    path = evaluated.predictions_of(experiment)
+    frame = pd.read_parquet(path)
+    last = frame.index[-1]
+    for column, value in change.items():
+        frame.at[last, column] = value
+    frame.to_parquet(path, index=False)
+
+
+def test_a_prediction_that_is_not_finite_stops_before_anything_is_written(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    spoil("made-up", probabilities=np.full(10, np.nan, dtype=np.float32))
+    with pytest.raises(TrainingError, match="arm 'full', seed 3: 1 of 30 predictions"):
+        compare.compare("made-up")
+    assert not (clone / "reports").exists()
+
+
+def test_arms_tested_on_other_items_stop(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    spoil("made-up", id="another")
+    with pytest.raises(HeadstartError, match="arm 'full', seed 3 was tested on other items"):
+        compare.compare("made-up")
+
+
+def test_an_arm_that_was_not_evaluated_stops(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    path = evaluated.predictions_of("made-up")
+    frame = pd.read_parquet(path)
+    frame[frame["arm"] != "frozen"].to_parquet(path, index=False)
+    with pytest.raises(HeadstartError, match="has nothing of arm 'frozen', seed 1; run evaluate again"):
+        compare.compare("made-up")
+
+
+def test_a_history_that_is_not_finite_stops(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    path = artifacts.seed_dir("made-up", "frozen", 2) / "history.csv"
+    history = pd.read_csv(path)
+    history.loc[3, "validation_log_loss"] = np.nan
+    history.to_csv(path, index=False)
+    with pytest.raises(TrainingError, match=r"arm 'frozen', seed 2: .*history.csv holds a value that is not"):
+        compare.compare("made-up")
+
+
+def test_arms_trained_on_other_data_stop(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    path = artifacts.seed_dir("made-up", "full", 2) / "run.json"
+    artifacts.write_json(path, json.loads(path.read_text("utf-8")) | {"data_sha256": "other"})
+    with pytest.raises(HeadstartError, match=r"arm 'full', seed 2 and arm 'scratch', seed 1 differ in data"):
+        compare.compare("made-up")
+
+
+def test_a_missing_evaluation_names_its_step(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    (artifacts.evaluation_dir("made-up") / "scores.json").unlink()
+    with pytest.raises(UserError, match="it is made by `evaluate`"):
+        compare.compare("made-up")
+
+
+def test_a_failure_keeps_the_old_report(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated.make(Made(items=30))
+    compare.compare("made-up")
+    before = (clone / "reports/made-up/comparison.json").read_bytes()
+
+    def fail(_: object) -> str:
+        raise RuntimeError("no card")
+
+    monkeypatch.setattr(pages, "model_card", fail)
+    with pytest.raises(RuntimeError, match="no card"):
+        compare.compare("made-up")
+    assert (clone / "reports/made-up/comparison.json").read_bytes() == before
+    assert [path.name for path in (clone / "reports").iterdir() if "partial" in path.name] == []
+
+
+def test_neither_torch_nor_mlflow_is_imported() -> None:
+    code = (
+        "import sys, steps.compare;"
+        "print({'torch', 'transformers', 'timm', 'mlflow', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

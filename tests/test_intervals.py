@@ -1,0 +1,168 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from steps import intervals
+
+Scores = NDArray[np.float64]
+
+
+def test_one_seed_is_the_t_interval_of_the_items() -> None:
+    scores = np.random.default_rng(0).gamma(2.0, size=40)
+    found = intervals.of_mean(scores[None, :], 0.95)
+    expected = stats.t.interval(0.95, 39, loc=scores.mean(), scale=stats.sem(scores))
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert (found.seeds, found.items) == (1, 40)
+
+
+def test_items_that_all_agree_leave_the_t_interval_of_the_seeds() -> None:
+    by_seed = np.array([0.2, 0.3, 0.7])
+    found = intervals.of_mean(np.repeat(by_seed[:, None], 50, axis=1), 0.9)
+    expected = stats.t.interval(0.9, 2, loc=by_seed.mean(), scale=stats.sem(by_seed))
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_one_proportion_is_that_of_agresti_and_coull() -> None:
+    scores = np.array([1.0] * 87 + [0.0] * 13)
+    found = intervals.of_mean(scores[None, :], 0.95, (0, 1))
+    share = 89 / 104
+    half = stats.t.ppf(0.975, 103) * np.sqrt(share * (1 - share) / 103)
+    assert found.value == pytest.approx(0.87)
+    assert (found.low, found.high) == pytest.approx((share - half, share + half))
+
+
+def test_paired_proportions_are_those_of_bonett_and_price() -> None:
+    # Both right 60, only the first 25, only the second 10, neither 5.
+    differences = np.array([0.0] * 65 + [1.0] * 25 + [-1.0] * 10)
+    found = intervals.of_difference(differences[None, :], 0.95, (0, 1))
+    first, second = 26 / 102, 11 / 102
+    spread = np.sqrt((first + second - (first - second) ** 2) / 101)
+    half = stats.t.ppf(0.975, 101) * spread
+    assert (found.low, found.high) == pytest.approx((first - second - half, first - second + half))
+
+
+def test_components_are_those_of_the_analysis_of_variance() -> None:
+    rng = np.random.default_rng(4)
+    scores = rng.normal(size=(4, 1)) + rng.normal(size=(1, 30)) + rng.normal(size=(4, 30))
+    seeds, items = scores.shape
+    grand, rows, columns = scores.mean(), scores.mean(1, keepdims=True), scores.mean(0, keepdims=True)
+    ms_seeds = items * ((rows - grand) ** 2).sum() / 3
+    ms_items = seeds * ((columns - grand) ** 2).sum() / 29
+    ms_rest = ((scores - rows - columns + grand) ** 2).sum() / (3 * 29)
+    squared = stats.t.ppf(0.975, 3) ** 2 * ms_seeds + stats.t.ppf(0.975, 29) ** 2 * (ms_items - ms_rest)
+    found = intervals.of_mean(scores, 0.95)
+    assert found.high - found.value == pytest.approx(np.sqrt(squared / (seeds * items)))
+
+
+def test_seeds_that_agree_by_chance_make_it_no_narrower_than_items_alone() -> None:
+    rng = np.random.default_rng(6)
+    scores = rng.normal(size=(2, 40))
+    scores -= scores.mean(axis=1, keepdims=True)
+    found, items = intervals.of_mean(scores, 0.95), intervals.of_mean(scores.mean(axis=0)[None, :], 0.95)
+    assert (found.low, found.high) == pytest.approx((items.low, items.high))
+
+
+def test_all_right_on_five_items_is_no_certainty() -> None:
+    found = intervals.of_mean(np.ones((3, 5)), 0.95, (0, 1))
+    assert found.value == found.high == 1
+    assert found.low < 0.7
+
+
+def test_equal_arms_straddle_nought_even_without_any_spread() -> None:
+    found = intervals.of_difference(np.zeros((3, 5)), 0.95, (0, 1))
+    assert found.value == 0
+    assert found.low < 0 < found.high
+
+
+def test_winning_every_one_of_four_items_is_not_enough() -> None:
+    assert intervals.of_difference(np.ones((3, 4)), 0.95, (0, 1)).low < 0
+
+
+def test_ends_stay_within_what_there_can_be_and_hold_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    for share in (0.02, 0.5, 0.98):
+        scores = (rng.random((2, 12)) < share).astype(float)
+        found = intervals.of_mean(scores, 0.99, (0, 1))
+        assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_more_confidence_is_wider() -> None:
+    scores = np.random.default_rng(2).random((3, 40))
+    widths = [found.high - found.low for found in (intervals.of_mean(scores, c) for c in (0.5, 0.9, 0.99))]
+    assert widths == sorted(widths)
+
+
+# ------------------------------------------------------------------------------------------ coverage
+
+
+def right_or_wrong(
+    rng: np.random.Generator, seeds: int, items: int, by_seed: float, skill: float = 1.2
+) -> Scores:
+    """Answers right where skill, the seed's luck and the item's ease outweigh chance: a probit model."""
+    strength = by_seed * rng.normal(size=(seeds, 1)) + rng.normal(size=items)
+    return np.asarray(strength + 0.5 * rng.normal(size=(seeds, items)) + skill > 0, dtype=np.float64)
+
+
+def true_share(by_seed: float, skill: float = 1.2) -> float:
+    return float(stats.norm.cdf(skill / np.sqrt(by_seed**2 + 1 + 0.25)))
+
+
+def share_held(draw: Callable[[], intervals.Interval], truth: float, times: int) -> float:
+    found = [draw() for _ in range(times)]
+    return float(np.mean([one.low <= truth <= one.high for one in found]))
+
+
+def difference(rng: np.random.Generator, seeds: int, items: int, by_seed: float) -> intervals.Interval:
+    """Two arms on the same items, whose ease they largely share."""
+    shared = rng.normal(size=items)
+    scores = []
+    for skill in (1.2, 0.8):
+        ease = 0.8 * shared + 0.6 * rng.normal(size=items)
+        strength = by_seed * rng.normal(size=(seeds, 1)) + ease + 0.5 * rng.normal(size=(seeds, items))
+        scores.append((strength + skill > 0).astype(np.float64))
+    return intervals.of_difference(scores[0] - scores[1], 0.95, (0, 1))
+
+
+@pytest.mark.parametrize("by_seed", [0.0, 0.1, 0.3])
+def test_intervals_hold_the_truth_as_often_as_they_say(by_seed: float) -> None:
+    rng = np.random.default_rng(0)
+    held = share_held(
+        lambda: intervals.of_mean(right_or_wrong(rng, 3, 200, by_seed), 0.95, (0, 1)),
+        true_share(by_seed),
+        600,
+    )
+    assert 0.93 <= held <= 0.995
+    gap = true_share(by_seed) - true_share(by_seed, 0.8)
+    assert 0.93 <= share_held(lambda: difference(rng, 3, 200, by_seed), gap, 600) <= 0.995
+
+
+def test_resampling_three_seeds_holds_it_less_often() -> None:
+    """The reason for not using the bootstrap, which would be the shorter code."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        scores = right_or_wrong(rng, 3, 400, 0.3)
+        seeds = rng.multinomial(3, np.full(3, 1 / 3), 200) / 3
+        items = rng.multinomial(400, np.full(400, 1 / 400), 200) / 400
+        low, high = np.quantile(((seeds @ scores) * items).sum(axis=1), [0.025, 0.975])
+        held += low <= true_share(0.3) <= high
+    assert held / 200 < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("items", [20, 100, 800])
+@pytest.mark.parametrize("by_seed", [0.0, 0.1, 0.3])
+def test_coverage_over_many_settings(seeds: int, items: int, by_seed: float) -> None:
+    rng = np.random.default_rng(1)
+    one = share_held(
+        lambda: intervals.of_mean(right_or_wrong(rng, seeds, items, by_seed), 0.95, (0, 1)),
+        true_share(by_seed),
+        1500,
+    )
+    gap = true_share(by_seed) - true_share(by_seed, 0.8)
+    two = share_held(lambda: difference(rng, seeds, items, by_seed), gap, 1500)
+    assert min(one, two) >= 0.93
