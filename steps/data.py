@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pandas.api.types import is_integer_dtype
 
 from steps import artifacts
 from steps.errors import UserError
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.parquet"
 SPLITS = ("train", "validation", "test")
+# The manifest, one row a sample. `source` says where in the raw data the sample was found.
+COLUMNS = ("id", "path", "text", "label", "sha256", "size", "source", "split", "group")
 PREDICT_BATCH = 64
 
 
@@ -34,14 +40,37 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     return _read(folder / MANIFEST, "ingest")
 
 
+def read_accepted(experiment: str) -> pd.DataFrame:
+    """The samples that validate accepted: the manifest's columns and the task's facts about contents.
+
+    Raises:
+        UserError: validate has not run.
+    """
+    return _read(artifacts.validation_dir(experiment) / "accepted.parquet", "validate")
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write texts and whole numbers as Parquet; equal tables are equal bytes.
+
+    The types are told, not guessed: a column of nothing but nulls is a column of texts all the same.
+    """
+    types = {name: pa.int64() if is_integer_dtype(frame[name]) else pa.string() for name in frame.columns}
+    table = pa.Table.from_pandas(frame, pa.schema(types), preserve_index=False)
+    with io.BytesIO() as buffer:
+        pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
+        path.write_bytes(buffer.getbuffer())
+
+
 def read_split(experiment: str) -> pd.DataFrame:
     """Accepted samples with the column `split`; unused ones have an empty split.
 
     Raises:
         UserError: validate or split has not run.
     """
-    accepted = _read(artifacts.validation_dir(experiment) / "accepted.parquet", "validate")
+    accepted = read_accepted(experiment)
     split = _read(artifacts.split_file(experiment), "split")
+    # The manifest's own `split` is what the user gave; split has taken it into account.
+    accepted = accepted.drop(columns="split", errors="ignore")
     merged = accepted.merge(split[["id", "split"]], on="id", validate="one_to_one")
     assert len(merged) == len(accepted), "split and accepted samples differ"
     return merged
@@ -146,5 +175,6 @@ def _cut(order: list[int], size: int) -> list[list[int]]:
     batches = [order[at : at + size] for at in range(0, len(order), size)]
     # Batch normalisation cannot train on a single sample.
     if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2] += batches.pop()
+        last = batches.pop()
+        batches[-1] += last
     return batches

@@ -7,6 +7,7 @@ step, and a step reads its own and nothing else; so what DVC watches is exactly 
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -141,6 +142,12 @@ WARNINGS = ("no_exact_duplicates", "no_near_duplicates", "classes_balanced")
 DEFAULT_LEVELS: dict[ExpectationName, Level] = {
     name: "warning" if name in WARNINGS else "error" for name in EXPECTATIONS
 }
+# Rows that break one of these cannot be fed to a network, or not be told apart.
+ALWAYS_ERRORS: tuple[ExpectationName, ...] = (
+    "columns_present", "ids_unique", "labels_not_null", "files_decode", "text_not_empty",
+)  # fmt: skip
+# Folders that the pipeline writes; git ignores them, and a pointer of `dvc add` beside the data with them.
+OWN_FOLDERS = ("data", "work", "reports", "mlflow")
 
 
 class Validation(Settings):
@@ -160,6 +167,17 @@ class Validation(Settings):
         None, description="The labels allowed; else every label found."
     )
     levels: dict[ExpectationName, Level] = Field(default_factory=dict)
+
+    @field_validator("levels")
+    @classmethod
+    def _grave_stays_grave(cls, levels: dict[ExpectationName, Level]) -> dict[ExpectationName, Level]:
+        lowered = [name for name in ALWAYS_ERRORS if levels.get(name) == "warning"]
+        if lowered:
+            raise ValueError(
+                f"{', '.join(lowered)} must stay an error: nothing can be trained on such rows; "
+                "`on_reject: drop` goes on without them"
+            )
+        return levels
 
 
 class Split(Settings):
@@ -298,6 +316,12 @@ class Params(Settings):
             if name in ("params", "pretrained"):
                 mistakes.append(
                     f"experiments.{name}: is a folder of our own below work/, choose another name"
+                )
+            first = Path(os.path.normpath(experiment.data.path)).parts[:1]
+            if first and first[0] in OWN_FOLDERS:
+                mistakes.append(
+                    f"experiments.{name}.data.path: {first[0]}/ is the pipeline's own and gets replaced; "
+                    "keep raw data elsewhere, e.g. in raw/"
                 )
             slug = experiment.model.pretrained
             if slug not in self.pretrained:
@@ -469,7 +493,7 @@ def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
         kind, context, value = mistake["type"], mistake.get("ctx", {}), mistake.get("input")
         if kind in _LIMITS:
             name, sign = _LIMITS[kind]
-            text = f"must be {sign} {context[name]}, is {value}"
+            text = f"must be {sign} {context[name]:g}, is {value}"
         elif kind == "extra_forbidden":
             text = f"unknown key{_suggest_key(path)}"
         elif kind == "missing":
@@ -503,14 +527,27 @@ def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
 
 
 def _suggest_key(path: str) -> str:
-    name = path.rsplit(".", 1)[-1]
-    known = {
-        field
-        for model in (
-            Params, Experiment, Validation, Split, Model, Training, Evaluation, Arm, Pretrained,
-            PackageData, FolderData, ArchiveData, TableData,
-        )
-        for field in model.model_fields
-    }  # fmt: skip
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    *parents, name = path.split(".")
+    known = sorted({field for model in _models_at(parents) for field in model.model_fields})
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
+    """The models whose keys may stand at a place in params.yaml."""
+    sections: dict[str, tuple[type[Settings], ...]] = {
+        "data": (PackageData, FolderData, ArchiveData, TableData),
+        "model": (Model,),
+        "validation": (Validation,),
+        "split": (Split,),
+        "training": (Training,),
+        "evaluation": (Evaluation,),
+    }
+    entries: dict[str, tuple[type[Settings], ...]] = {
+        "experiments": (Experiment,),
+        "arms": (Arm,),
+        "pretrained": (Pretrained,),
+    }
+    if len(parents) == 3 and parents[-1] in sections:
+        return sections[parents[-1]]
+    return entries.get(parents[-2], (Params,)) if len(parents) >= 2 else (Params,)

@@ -46,8 +46,13 @@ class Task(Protocol):
     def facts(self, manifest: pd.DataFrame, folder: Path, settings: Validation) -> pd.DataFrame:
         """Columns derived from each sample's content, on the manifest's index.
 
-        At least `content` (hash that equal contents share; None where unreadable) and
-        `near_duplicate_of` (id of the sample it nearly repeats, or None).
+        At least, each None where the content is unreadable:
+
+        * `content`: a hash that equal contents share, and no others;
+        * `near_duplicate_of`: id of the first sample before it that it nearly repeats, or None;
+        * `near_group`: a key that near duplicates share, and near duplicates of those;
+        * `split_key`: what the split draws the sample's side by. It depends on the sample alone, never
+          on the others, and is as coarse as that allows: a text's key overlooks case and punctuation.
         """
         ...
 

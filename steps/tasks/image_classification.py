@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from steps.artifacts import read_json
 from steps.errors import DataError
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 CACHE_BYTES = 1 << 30
 # The formats we promise; Pillow's rarer decoders are the less tested ones.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+FACTS = ("width", "height", "decode_error", "content", "perceptual")
+# Hashes compared at a time: 512 x 100,000 distances are 50 MB.
+BLOCK = 512
 
 
 class ImageClassification:
@@ -36,36 +41,19 @@ class ImageClassification:
     column: Literal["path", "text"] = "path"
 
     def facts(self, manifest: pd.DataFrame, folder: Path, settings: Validation) -> pd.DataFrame:
-        """Size, decoding error, pixel hash and perceptual hash of each image.
+        """Size, decoding error, pixel hash, and the images that look the same.
 
         An image above the pixel limit is not decoded: its header tells its size, and decoding a
         20,000 x 20,000 image would take a gigabyte.
         """
-        rows: list[dict[str, Any]] = []
-        for path in manifest["path"]:
-            fact: dict[str, Any] = {
-                "width": None, "height": None, "decode_error": None, "content": None, "perceptual": None,
-            }  # fmt: skip
-            try:
-                with _open(folder / path) as image:
-                    fact["width"], fact["height"] = image.size
-                    if image.width * image.height <= settings.max_pixels:
-                        pixels = _upright(image)
-                        digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes())
-                        fact["content"] = digest.hexdigest()
-                        fact["perceptual"] = str(imagehash.phash(pixels))
-            except DataError as error:
-                fact["decode_error"] = str(error)
-            except (OSError, SyntaxError, ValueError, EOFError) as error:
-                fact["decode_error"] = " ".join(str(error).split()) or type(error).__name__
-            rows.append(fact)
-        facts = pd.DataFrame(rows, index=manifest.index)
+        rows = [_fact(folder / path, settings.max_pixels) for path in manifest["path"]]
+        facts = pd.DataFrame(rows, index=manifest.index, columns=list(FACTS))
         for name in ("width", "height"):
             facts[name] = facts[name].astype("Int64")
         facts["shortest_side"] = facts[["width", "height"]].min(axis=1).astype("Int64")
         facts["pixels"] = facts["width"] * facts["height"]
-        facts["near_duplicate_of"] = _near(manifest["id"], facts, settings.near_duplicate_bits)
-        return facts.drop(columns="perceptual")
+        facts["split_key"] = facts["content"]
+        return _near_duplicates(facts, manifest["id"], settings.near_duplicate_bits)
 
     def expectations(self, settings: Validation) -> list[Expectation]:
         """Files decode and are within pixel limits."""
@@ -139,20 +127,25 @@ class ImageSamples:
         return pixels
 
 
-def _open(content: Path | bytes) -> Image.Image:
+def _open(content: Path | bytes, any_size: bool = False) -> Image.Image:
+    """An image of which only the header is read; `any_size` leaves judging its size to the caller."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     if size == 0:
         raise DataError("the file is empty (0 bytes)")
     source = io.BytesIO(content) if isinstance(content, bytes) else content
+    limit = Image.MAX_IMAGE_PIXELS
     try:
         with warnings.catch_warnings():
-            # Our own pixel limit is checked from the header; Pillow only warns at its own.
+            # Pillow warns at one size and refuses at another; we have one limit of our own.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = None if any_size else limit
             return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
         raise DataError(f"is no image ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"is far too large: {error}") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -166,22 +159,52 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _near(ids: pd.Series, facts: pd.DataFrame, bits: int) -> list[str | None]:
-    """For each image the first earlier one whose perceptual hash is within `bits`, equal pixels aside."""
-    known = facts["perceptual"].notna().to_numpy()
-    codes = np.array(
-        [int(code, 16) if isinstance(code, str) else 0 for code in facts["perceptual"]], dtype=np.uint64
-    )
-    contents = facts["content"].to_numpy()
-    names = ids.to_numpy()
-    near: list[str | None] = [None] * len(codes)
-    for index in range(1, len(codes)):
-        if not known[index]:
-            continue
-        distance = np.bitwise_count(codes[:index] ^ codes[index])
-        hits = np.flatnonzero((distance <= bits) & known[:index])
-        for hit in hits:
-            if contents[hit] != contents[index]:
-                near[index] = str(names[hit])
-                break
-    return near
+def _fact(path: Path, max_pixels: int) -> dict[str, Any]:
+    """What one file tells; `perceptual` is the 64-bit hash of how it looks."""
+    fact: dict[str, Any] = dict.fromkeys(FACTS)
+    try:
+        # What a decoder grumbles about and reads all the same is an image.
+        with warnings.catch_warnings(action="ignore"), _open(path, any_size=True) as image:
+            fact["width"], fact["height"] = image.size
+            if image.width * image.height <= max_pixels:
+                pixels = _upright(image)
+                digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes())
+                fact["perceptual"] = int(str(imagehash.phash(pixels)), 16)
+                fact["content"] = digest.hexdigest()
+    except Exception as error:  # a decoder meets a hostile file with whatever exception comes first
+        fact["decode_error"] = " ".join(str(error).split()) or type(error).__name__
+    return fact
+
+
+def _near_duplicates(facts: pd.DataFrame, ids: pd.Series, bits: int) -> pd.DataFrame:
+    """Put `near_duplicate_of` and `near_group` in the place of `perceptual`.
+
+    Contents are compared, not rows: copies of an image are no near duplicates of one another.
+    """
+    rows = facts.assign(id=ids)
+    first = rows[rows["content"].notna()].drop_duplicates("content")
+    contents = first["content"].to_numpy()
+    codes = np.array(first["perceptual"].tolist(), dtype=np.uint64)
+    earlier, later = _near_pairs(codes, bits)
+    group, of = contents.copy(), np.full(len(contents), None, dtype=object)
+    if len(earlier):
+        links = coo_array((np.ones(len(earlier), dtype=bool), (earlier, later)), shape=(len(codes),) * 2)
+        labels = connected_components(links, directed=False)[1]
+        group = pd.Series(contents).groupby(labels).transform("min").to_numpy()
+        # Backwards, so that of several earlier ones the first is left standing.
+        of[later[::-1]] = first["id"].to_numpy()[earlier[::-1]]
+    facts["near_duplicate_of"] = facts["content"].map(dict(zip(contents, of, strict=True)))
+    facts["near_group"] = facts["content"].map(dict(zip(contents, group, strict=True)))
+    return facts.drop(columns="perceptual")
+
+
+def _near_pairs(codes: NDArray[np.uint64], bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places of all pairs of hashes that differ in at most so many bits, the earlier place first, sorted."""
+    pairs = [np.zeros((2, 0), dtype=np.intp)]
+    for start in range(0, len(codes), BLOCK):
+        block = codes[start : start + BLOCK]
+        near = np.bitwise_count(block[:, None] ^ codes[None, start:]) <= bits
+        row, column = np.nonzero(near)
+        pairs.append(np.stack([row, column])[:, column > row] + start)
+    earlier, later = np.concatenate(pairs, axis=1)
+    return earlier, later

@@ -29,19 +29,21 @@ class TextClassification:
     def facts(self, manifest: pd.DataFrame, folder: Path, settings: Validation) -> pd.DataFrame:
         """Length, hash of the text, and the text it repeats but for case, blanks and punctuation."""
         texts = [text if isinstance(text, str) else "" for text in manifest["text"]]
-        contents = [
-            hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest() for text in texts
-        ]
+        # An empty text has no content that it could share with another.
+        contents = [_hash(text.strip()) if text.strip() else None for text in texts]
+        likeness = [normalised(text) if text.strip() else None for text in texts]
         near: list[str | None] = []
-        first: dict[str, tuple[str, str]] = {}
-        for name, text, content in zip(manifest["id"], texts, contents, strict=True):
-            seen, seen_content = first.setdefault(normalised(text), (name, content))
-            near.append(seen if seen != name and seen_content != content else None)
+        first: dict[str | None, tuple[str, str | None]] = {}
+        for name, content, key in zip(manifest["id"], contents, likeness, strict=True):
+            seen, seen_content = first.setdefault(key, (name, content))
+            near.append(seen if seen_content != content else None)
         return pd.DataFrame(
             {
                 "characters": [len(text.strip()) for text in texts],
                 "content": contents,
                 "near_duplicate_of": near,
+                "near_group": likeness,
+                "split_key": likeness,
             },
             index=manifest.index,
         )
@@ -109,4 +111,9 @@ class TextSamples:
 def normalised(text: str) -> str:
     """A hash that texts share when they differ only by case, blanks, punctuation or Unicode form."""
     plain = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-    return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
+    # Of a text of nothing but signs, `:)`, the signs are all there is.
+    return _hash(plain or text.strip())
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

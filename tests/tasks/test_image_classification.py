@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from steps.errors import DataError
+from steps.params import Validation
+from steps.tasks import get
+from steps.tasks.image_classification import BLOCK, FORMATS, ImageSamples, _near_pairs
+from tests.rawdata import huge_png, picture
+
+TASK = get("image-classification")
+
+
+def facts(folder: Path, names: list[str], **validation: int) -> pd.DataFrame:
+    manifest = pd.DataFrame({"id": names, "path": names})
+    return TASK.facts(manifest, folder, Validation(**validation))  # type: ignore[arg-type]
+
+
+def bright(image: Image.Image, by: int) -> Image.Image:
+    return Image.fromarray((np.asarray(image).astype(int) + by).clip(0, 255).astype(np.uint8))
+
+
+def test_equal_pixels_in_other_files_share_their_content(tmp_path: Path) -> None:
+    for seed, name in ((1, "a.png"), (1, "b.bmp"), (2, "c.png")):
+        picture(seed).save(tmp_path / name)
+    found = facts(tmp_path, ["a.png", "b.bmp", "c.png"])
+    assert found["content"][0] == found["content"][1] != found["content"][2]
+    assert found["near_duplicate_of"].isna().all(), "copies are no near duplicates"
+    assert found["width"].tolist() == [16] * 3
+    assert (found["split_key"] == found["content"]).all()
+
+
+def test_images_that_look_alike_name_the_first_and_share_a_group(tmp_path: Path) -> None:
+    for name, by in (("a.png", 0), ("c.png", 1), ("d.png", 2)):
+        bright(picture(1), by).save(tmp_path / name)
+    picture(2).save(tmp_path / "b.png")
+    found = facts(tmp_path, ["a.png", "b.png", "c.png", "d.png"], near_duplicate_bits=2)
+    assert found["near_duplicate_of"].fillna("").tolist() == ["", "", "a.png", "a.png"]
+    assert found["near_group"].nunique() == 2
+    assert found["near_group"][0] == min(found["content"][[0, 2, 3]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2**10 - 1), max_size=40, unique=True), st.integers(0, 4))
+def test_pairs_are_those_of_comparing_all_with_all(codes: list[int], bits: int) -> None:
+    # Repeated until the blocks are more than one, with bits that keep the repetitions apart.
+    spread = np.array([code | (1 << 20 + turn) << 8 for turn in range(2) for code in codes], dtype=np.uint64)
+    earlier, later = _near_pairs(spread, bits)
+    expected = [
+        (one, other)
+        for one in range(len(spread))
+        for other in range(one + 1, len(spread))
+        if int(spread[one] ^ spread[other]).bit_count() <= bits
+    ]
+    assert [*zip(earlier.tolist(), later.tolist(), strict=True)] == expected
+
+
+def test_pairs_are_found_across_blocks() -> None:
+    codes = np.arange(3 * BLOCK, dtype=np.uint64) << np.uint64(40)
+    codes[-1], codes[BLOCK] = 7, 6
+    earlier, later = _near_pairs(codes, 1)
+    assert (BLOCK, 3 * BLOCK - 1) in [*zip(earlier.tolist(), later.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_cut_anywhere_or_altered_is_told_and_never_raises(tmp_path: Path, form: str) -> None:
+    with io.BytesIO() as buffer:
+        picture(3, 24).save(buffer, form)
+        whole = buffer.getvalue()
+    rng = np.random.default_rng(0)
+    names = []
+    for number in range(40):
+        broken = bytearray(whole)
+        if number % 2:
+            broken = broken[: rng.integers(1, len(broken))]
+        for place in rng.integers(0, len(broken), 3):
+            broken[place] = rng.integers(0, 256)
+        names.append(f"{number}.img")
+        (tmp_path / names[-1]).write_bytes(broken)
+    found = facts(tmp_path, names)
+    too_large = found["pixels"].fillna(0) > Validation().max_pixels
+    assert (found["decode_error"].notna() | found["content"].notna() | too_large).all()
+    assert not (found["decode_error"].notna() & found["content"].notna()).any()
+    assert found["decode_error"].notna().any()
+
+
+def test_a_huge_image_is_measured_and_not_decoded(tmp_path: Path) -> None:
+    huge_png(tmp_path / "huge.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    found = facts(tmp_path, ["huge.png"])
+    assert found[["width", "height", "pixels"]].to_numpy().tolist() == [[20_000, 20_000, 400_000_000]]
+    assert found[["content", "decode_error"]].isna().to_numpy().all()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_no_images_at_all(tmp_path: Path) -> None:
+    assert {"content", "near_duplicate_of", "near_group", "split_key"} <= set(facts(tmp_path, []).columns)
+
+
+def samples(contents: list[Path | bytes], side: int = 16) -> ImageSamples:
+    return ImageSamples(contents, side, [0.5] * 3, [0.5] * 3)
+
+
+def as_bytes(image: Image.Image, form: str = "PNG", **more: object) -> bytes:
+    with io.BytesIO() as buffer:
+        image.save(buffer, form, **more)
+        return buffer.getvalue()
+
+
+def test_a_batch_is_normalised_and_in_the_order_asked_for(tmp_path: Path) -> None:
+    white, black = as_bytes(Image.new("RGB", (40, 20), "white")), as_bytes(Image.new("RGB", (8, 8), "black"))
+    batch = samples([white, black]).batch([1, 0])
+    assert batch.shape == (2, 3, 16, 16)
+    assert batch.dtype.is_floating_point
+    assert (batch[0] == -1).all()
+    assert (batch[1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (8, 8), 255), 1.0),
+        (Image.new("1", (8, 8), 1), 1.0),
+        (Image.new("RGBA", (8, 8), (0, 0, 0, 0)), 1.0),
+        (Image.new("LA", (8, 8), (0, 255)), -1.0),
+        (Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16)), 1.0),
+        (Image.fromarray(np.full((8, 8), 300, dtype=np.uint16)), 1 / 127.5 - 1),
+    ],
+)
+def test_every_mode_becomes_rgb(image: Image.Image, expected: float) -> None:
+    batch = samples([as_bytes(image)]).batch([0])
+    np.testing.assert_allclose(batch.numpy(), expected, atol=1e-6)
+
+
+def test_an_image_is_turned_as_its_camera_says() -> None:
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    batch = samples([as_bytes(Image.fromarray(pixels), exif=exif)]).batch([0])
+    assert (batch[0, :, 9:] == 1).all()
+    assert (batch[0, :, :7] == -1).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", as_bytes(picture(1))[:300]])
+def test_bytes_that_are_no_image_are_the_users_mistake(content: bytes) -> None:
+    with pytest.raises(DataError):
+        samples([content]).batch([0])
+
+
+def test_a_huge_image_is_not_decoded_for_a_prediction(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="far too large"):
+        samples([huge_png(tmp_path / "huge.png")]).batch([0])

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from ruamel.yaml import YAML
+
+from steps import artifacts, params
+from steps.errors import ParamsError, UserError
+from steps.params import EXPECTATIONS, ExpectationName, Params, TaskName, Validation
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return dict(YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8")))
+
+
+def mistakes(raw: dict[str, Any]) -> list[str]:
+    """The lines of the error, without the first one that counts them."""
+    with pytest.raises(ParamsError) as caught:
+        params.parse(Params, raw, "params.yaml")
+    head, *lines = str(caught.value).split("\n")
+    if not lines:
+        return [head.removeprefix("params.yaml: ")]
+    assert head == f"params.yaml has {len(lines)} mistakes:"
+    return [line.removeprefix("  ") for line in lines]
+
+
+def test_our_own_params_are_sound(raw: dict[str, Any]) -> None:
+    checked = params.parse(Params, raw, "params.yaml")
+    assert list(checked.experiments) == ["digits", "bbc-news"]
+    assert checked.arm_names("digits") == ["scratch", "frozen", "full"]
+
+
+def test_names_are_said_in_two_places_and_agree() -> None:
+    assert get_args(ExpectationName) == EXPECTATIONS
+    assert get_args(TaskName) == params.TASKS
+    assert set(params.DEFAULT_LEVELS) == set(EXPECTATIONS)
+
+
+def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) -> None:
+    digits = raw["experiments"]["digits"]
+    digits["split"]["tset"] = 0.2
+    digits["training"]["epochs"] = 0
+    digits["arms"] = {"full": {"learning_rate": -1}}
+    raw["experiments"]["bbc-news"]["task"] = "text-clasification"
+    raw["pretrained"]["minilm-l6"]["sha256"] = "abc"
+    told = mistakes(raw)
+    assert "experiments.digits.split.tset: unknown key; did you mean 'test'?" in told
+    assert "experiments.digits.training.epochs: must be >= 1, is 0" in told
+    assert "experiments.digits.arms.full.learning_rate: must be > 0, is -1" in told
+    assert any(
+        line.startswith("experiments.bbc-news.task: must be 'image-classification' or") for line in told
+    )
+    assert any(line.startswith("pretrained.minilm-l6.sha256: must match") for line in told)
+    assert len(told) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("experiments.digits.model.pretrained", "efficientnet-lite", "did you mean 'efficientnet-lite0'?"),
+        (
+            "experiments.digits.model.pretrained",
+            "minilm-l6",
+            "is of transformers, task image-classification needs",
+        ),
+        (
+            "experiments.digits.arms",
+            {"ful": {}},
+            "arms.ful: is not under the top-level `arms:`; did you mean 'full'?",
+        ),
+        ("experiments.digits.arms", {"scratch": None}, "arm 'scratch' is not among the experiment's arms"),
+        (
+            "experiments.digits.arms",
+            {"frozen": {"start": "scratch"}},
+            "a head alone needs `start: pretrained`",
+        ),
+        (
+            "experiments.digits.data.dataset",
+            "bbc-news",
+            "data set bbc-news does not fit task image-classification",
+        ),
+        (
+            "experiments.digits.data.source",
+            "ftp",
+            "source must be one of 'package', 'folder', 'archive', 'table', is 'ftp'",
+        ),
+        (
+            "experiments.digits.data.pth",
+            "x",
+            "experiments.digits.data.pth: unknown key; did you mean 'path'?",
+        ),
+        ("experiments.digits.split.test", 0.9, "must leave something to train on, is 1.1"),
+        (
+            "experiments.digits.split.train_labels",
+            "100",
+            "experiments.digits.split.train_labels: must be a valid integer",
+        ),
+        ("experiments.digits.training.seeds", [1, 1], "must be distinct and >= 0, is [1, 1]"),
+        ("experiments.digits.validation.levels", {"ids_uniqe": "error"}, "ids_uniqe"),
+        ("experiments.digits.validation.levels", {"ids_unique": "warning"}, "ids_unique must stay an error"),
+        (
+            "experiments.digits.data",
+            {"source": "folder", "path": "data/digits"},
+            "data/ is the pipeline's own",
+        ),
+        (
+            "experiments.digits.data",
+            {"source": "folder", "path": "raw/../work/x"},
+            "work/ is the pipeline's own",
+        ),
+        (
+            "experiments.digits.data",
+            {"source": "table", "path": "t.csv", "label": "l", "text": "t"},
+            "needs the column `image`",
+        ),
+        (
+            "experiments.digits.data",
+            {"source": "table", "path": "t.csv", "label": "l"},
+            "name either `text` or `image`",
+        ),
+        (
+            "experiments.digits.data",
+            {"source": "table", "path": "d", "label": "l", "image": "i"},
+            "`table` is needed with `image`",
+        ),
+        (
+            "experiments.digits.data",
+            {"source": "table", "path": "d", "label": "l", "image": "i", "table": "../t.csv"},
+            "without '..'",
+        ),
+        ("experiments.Digits", {}, "experiments.Digits: is no name we can use"),
+        (
+            "arms.full.learning_rate",
+            "1e-3",
+            "arms.full.learning_rate: must be a valid number, is '1e-3' (write it as 1.0e-3)",
+        ),
+        ("arms.full.learning_rate", float("nan"), "arms.full.learning_rate"),
+        ("experiments", {}, "experiments: "),
+        ("pretrained.minilm-l6.file", "/etc/passwd", "must be a path below its folder"),
+    ],
+)
+def test_each_mistake_has_one_line(raw: dict[str, Any], path: str, value: Any, expected: str) -> None:
+    section: Any = raw
+    *parents, last = path.split(".")
+    for part in parents:
+        section = section[part]
+    section[last] = value
+    told = mistakes(raw)
+    assert any(expected in line for line in told), told
+
+
+def test_a_raw_path_may_be_anything_else(raw: dict[str, Any]) -> None:
+    for path in ("raw/pets", ".", "/mnt/pets", "database"):
+        changed = copy.deepcopy(raw)
+        changed["experiments"]["digits"]["data"] = {"source": "folder", "path": path}
+        params.parse(Params, changed, "params.yaml")
+
+
+def test_an_experiment_changes_an_arm_for_itself_alone(raw: dict[str, Any]) -> None:
+    raw["experiments"]["digits"]["arms"] = {"full": {"learning_rate": 0.5}, "frozen": None}
+    checked = params.parse(Params, raw, "params.yaml")
+    full = checked.arm("digits", "full")
+    assert full is not None
+    assert (full.learning_rate, full.tune) == (0.5, "all")
+    assert checked.arm("digits", "frozen") is None
+    assert checked.arm_names("digits") == ["scratch", "full"]
+    other = checked.arm("bbc-news", "frozen")
+    assert other is not None
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Validation().min_per_class = 3  # type: ignore[misc]  # that is what is tested
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a: [1", "is not valid YAML"),
+        (b"a: 1\na: 2", "is not valid YAML"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"", "valid dictionary"),
+    ],
+)
+def test_a_file_that_is_no_yaml(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError, match=expected):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_says_where_to_be(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="run inside a clone"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
+    written = Validation(labels=("a", "b"), levels={"classes_balanced": "error"})
+    artifacts.write_json(tmp_path / "s.json", written.model_dump(mode="json"))
+    assert params.read_settings(Validation, tmp_path / "s.json") == written
+    with pytest.raises(UserError, match=r"is missing; it is made by `python -m steps.resolve`"):
+        params.read_settings(Validation, tmp_path / "none.json")
