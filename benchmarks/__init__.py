@@ -1,0 +1,1 @@
+"""Side-by-side measurements; each is run as `python -m benchmarks.<name>`."""

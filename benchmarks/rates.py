@@ -39,7 +39,14 @@ def trial(checked: Params, experiment: str, name: str, factor: float, seed: int)
     model = train.build(job, seed, fit_on)
     groups = freezing.parameter_groups(model, changed)
     fitted = loop.fit(
-        model, fit_on, judge_by, groups, entry.training, seed=seed, log=lambda values, step: None, device=device
+        model,
+        fit_on,
+        judge_by,
+        groups,
+        entry.training,
+        seed=seed,
+        log=lambda values, step: None,
+        device=device,
     )
     return {"learning_rate": changed.learning_rate, "best_epoch": fitted.best_epoch, **fitted.best}
 
@@ -51,12 +58,14 @@ def main() -> None:
         for arm in checked.arm_names(experiment):
             for factor in FACTORS:
                 runs = pd.DataFrame([trial(checked, experiment, arm, factor, seed) for seed in SEEDS]).mean()
-                print(
-                    f"{experiment:12} {arm:10} x{factor:<4} rate {runs['learning_rate']:.5f}  "
-                    f"log-loss {runs['validation_log_loss']:.4f}  accuracy {runs['validation_accuracy']:.4f}  "
-                    f"epoch {runs['best_epoch']:.1f}",
-                    flush=True,
-                )
+                shown = {
+                    "rate": f"{runs['learning_rate']:.5f}",
+                    "log-loss": f"{runs['validation_log_loss']:.4f}",
+                    "accuracy": f"{runs['validation_accuracy']:.4f}",
+                    "epoch": f"{runs['best_epoch']:.1f}",
+                }
+                said = "  ".join(f"{name} {value}" for name, value in shown.items())
+                print(f"{experiment:12} {arm:10} x{factor:<4} {said}", flush=True)
 
 
 if __name__ == "__main__":

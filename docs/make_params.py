@@ -33,7 +33,7 @@ SECTIONS: list[tuple[str, type[Settings]]] = [
 HEAD = """# Keys of params.yaml
 
 Made by `python docs/make_params.py` from the models in `steps/params.py`. Unknown keys are refused, all
-mistakes are told together, and a number must be a number: write `1.0e-3`, not `1e-3`, which YAML reads as text.
+mistakes are told together, and a number must be a number: write `1.0e-3`; YAML reads `1e-3` as text.
 
 The expectations whose level `validation.levels` may set to `error` or `warning` are: {expectations}.
 By default {warnings} are warnings.
@@ -52,7 +52,10 @@ def page() -> str:
 def section(title: str, model: type[Settings]) -> str:
     """One table: a row for each key."""
     said = " ".join((model.__doc__ or "").split())
-    rows = [f"| `{name}` | {kind(field)} | {default(field)} | {about(field)} |" for name, field in model.model_fields.items()]
+    rows = [
+        f"| `{name}` | {kind(field)} | {default(field)} | {about(field)} |"
+        for name, field in model.model_fields.items()
+    ]
     return "\n".join(
         [f"## {title}", "", said, "", "| key | type | default | |", "| --- | --- | --- | --- |", *rows, ""]
     )
@@ -79,7 +82,9 @@ def words(annotation: object) -> str:
         return f"{words(arguments[0])} → {words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return "a section below"
-    return {str: "text", int: "whole number", float: "number", bool: "yes/no"}.get(annotation, str(annotation))  # type: ignore[call-overload]
+    return {str: "text", int: "whole number", float: "number", bool: "yes/no"}.get(
+        annotation, str(annotation)
+    )  # type: ignore[call-overload]
 
 
 def default(field: FieldInfo) -> str:

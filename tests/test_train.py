@@ -49,9 +49,13 @@ def edit_settings(experiment: str, arm: str, change: dict[str, Any] | None) -> N
 
 def test_same_seed_same_bytes(experiment: str) -> None:
     for arm in ("scratch", "frozen", "full"):
-        before = {seed: (seed_folder(experiment, arm, seed) / "model.safetensors").read_bytes() for seed in (1, 2)}
+        before = {
+            seed: (seed_folder(experiment, arm, seed) / "model.safetensors").read_bytes() for seed in (1, 2)
+        }
         train.train(experiment, arm)
-        after = {seed: (seed_folder(experiment, arm, seed) / "model.safetensors").read_bytes() for seed in (1, 2)}
+        after = {
+            seed: (seed_folder(experiment, arm, seed) / "model.safetensors").read_bytes() for seed in (1, 2)
+        }
         assert before == after
         assert before[1] != before[2]
 
@@ -60,7 +64,9 @@ def test_journal_and_history_tell_what_happened(experiment: str) -> None:
     for arm, kind in (("scratch", "network"), ("frozen", "head"), ("full", "network")):
         told = journal(experiment, arm)
         assert told["weights"] == kind
-        assert told["weights_sha256"] == artifacts.sha256_file(seed_folder(experiment, arm) / "model.safetensors")
+        assert told["weights_sha256"] == artifacts.sha256_file(
+            seed_folder(experiment, arm) / "model.safetensors"
+        )
         assert told["epochs"] == 2
         assert told["train_labels"] > 0
         with (seed_folder(experiment, arm) / "history.csv").open() as stream:
@@ -77,7 +83,9 @@ def test_arms_get_equal_budgets_and_data(experiment: str) -> None:
     for name in ("steps", "train_labels", "validation_labels", "data_sha256", "pretrained_sha256", "classes"):
         assert len({str(one[name]) for one in told}) == 1, name
     assert len({one["parameters"] for one in told}) == 1, "all are the same network"
-    assert told[1]["trainable_parameters"] < told[0]["trainable_parameters"] == told[2]["trainable_parameters"]
+    assert (
+        told[1]["trainable_parameters"] < told[0]["trainable_parameters"] == told[2]["trainable_parameters"]
+    )
 
 
 def test_a_frozen_backbone_is_untouched_and_proven(experiment: str) -> None:
@@ -91,7 +99,9 @@ def test_a_frozen_backbone_is_untouched_and_proven(experiment: str) -> None:
         train.train(experiment, "frozen")
 
 
-def test_first_head_of_a_seed_is_the_same_in_every_arm(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_head_of_a_seed_is_the_same_in_every_arm(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heads: list[bytes] = []
 
     def spy(model: torch.nn.Module, *rest: Any, **named: Any) -> loop.Fitted:
@@ -167,7 +177,7 @@ def test_probabilities_that_are_not_finite_name_arm_and_seed(
     predict = loop.predict
     calls: list[int] = []
 
-    def broken(*arguments: Any) -> Any:  # noqa: ANN401 - as loop.predict
+    def broken(*arguments: Any) -> Any:
         calls.append(1)
         found = predict(*arguments)
         return found * float("nan") if len(calls) == 4 else found

@@ -75,7 +75,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(shipped: Path, tmp_
     (shipped / "w.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
     torch.save({"a": Bomb(tmp_path / "trace")}, shipped / "v.pth")
     for file in ("w.pth", "v.pth"):
-        with pytest.raises(WeightsError, match="was not loaded|cannot be read as weights"):
+        with pytest.raises(WeightsError, match=r"was not loaded|cannot be read as weights"):
             package.read(reference(shipped, file))
     assert not (tmp_path / "trace").exists()
 

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def make_params() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_params", DOCS / "make_params.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_keys_is_what_the_models_say() -> None:
+    assert (DOCS / "params.md").read_text("utf-8") == make_params().page(), "run `make docs`"
