@@ -30,9 +30,14 @@ def run(step: Callable[..., None], *names: str) -> int:
     arguments = sys.argv[1:]
     if len(arguments) != len(names):
         return _fail(f"usage: python -m {step.__module__} {' '.join(f'<{name}>' for name in names)}", 2)
+    return guarded(lambda: step(*arguments))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Do the work; give the exit code, after telling of an error as `run` says."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe would hold lines back
     try:
-        step(*arguments)
+        work()
     except HeadstartError as error:
         line = " ".join(str(error).split()) if "\n" not in str(error) else str(error)
         return _fail(line, error.exit_code, type(error).__name__)

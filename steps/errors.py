@@ -23,6 +23,20 @@ class DataError(UserError):
     """The raw data cannot be used as they are."""
 
 
+class UnreadableError(DataError):
+    """Some of the inputs of a prediction cannot be read.
+
+    Attributes:
+        reasons: why, for the row of each that cannot.
+        inputs: how many there were in all.
+    """
+
+    def __init__(self, reasons: dict[int, str], inputs: int) -> None:
+        self.reasons, self.inputs = reasons, inputs
+        first = "; ".join(f"row {row}: {reason}" for row, reason in list(reasons.items())[:5])
+        super().__init__(f"{len(reasons)} of {inputs} inputs cannot be read: {first}")
+
+
 class ValidationFailedError(DataError):
     """An expectation of level `error` does not hold."""
 

@@ -1,0 +1,77 @@
+"""A model in MLflow's format: its files, the code that loads them, and what it needs and gives."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import steps
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.models import Model
+
+# The module of ours that MLflow calls to load a model. Named, not imported: it is above this room, and no
+# object of ours is ever pickled.
+LOADER = "steps.serving"
+# Of the folder the loader is given; raised when its layout changes, so that other code says so.
+FORMAT = 1
+# Distributions that the loader imports, directly or through the libraries it names itself.
+COMMON = ("numpy", "pandas", "pyarrow", "pydantic", "ruamel-yaml", "safetensors", "torch")
+OF_TASK = {
+    "image-classification": ("imagehash", "pillow", "scipy", "timm", "torchvision"),
+    "text-classification": ("transformers",),
+}
+
+
+def save(
+    path: Path,
+    described: Model,
+    *,
+    data: Path,
+    task: str,
+    column: str,
+    example: pd.DataFrame,
+    about: dict[str, Any],
+) -> None:
+    """Write a model in MLflow's format; nothing is loaded or run for it.
+
+    Args:
+        path: a folder that does not exist yet.
+        described: MLflow's description, already tied to a run.
+        data: the folder the loader will be given, as `steps/serving.py` tells.
+        task: name of the task.
+        column: the one column of the input.
+        example: an input.
+        about: metadata, kept in the MLmodel file.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Map
+
+    output: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Map(DataType.double), "probabilities"),
+    ]
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=LOADER,
+        data_path=str(data),
+        code_paths=[str(Path(steps.__file__).parent)],
+        mlflow_model=described,
+        # Of type string and not binary: JSON has no bytes, and MLflow would decode a data URI wrongly.
+        signature=ModelSignature(Schema([ColSpec(DataType.string, column)]), Schema(output)),
+        input_example=example,
+        pip_requirements=requirements(task),
+        metadata=about,
+    )
+
+
+def requirements(task: str) -> list[str]:
+    """What a model of this task needs, pinned to the versions installed here."""
+    names = sorted({"mlflow", *COMMON, *OF_TASK[task]})
+    # A local part such as `+cpu` names a build that the public index does not have.
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]

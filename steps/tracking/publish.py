@@ -1,0 +1,274 @@
+"""Bring a result to MLflow, once: a run for the comparison, and below it one for each arm and seed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steps import artifacts
+from steps.errors import TrackingError
+from steps.tracking import journal, store
+from steps.tracking.journal import Result, Training
+from steps.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+RESULT, COMPLETE = "headstart.result", "headstart.complete"
+# What MLflow takes in one request.
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a result lies in MLflow.
+
+    Attributes:
+        experiment_id: MLflow's id of the experiment.
+        run_id: of the comparison.
+        trainings: run id of each arm and seed.
+        new: it was not there before, or not all of it.
+    """
+
+    experiment_id: str
+    run_id: str
+    trainings: dict[tuple[str, int], str]
+    new: bool
+
+
+def publish(opened: Store, result: Result) -> Published:
+    """Publish a result, or what is missing of it.
+
+    A run carries the result's identity as a tag, and is marked complete last. So the same result is
+    published once, and what a broken connection left half done is completed in place: every value has a
+    time that follows from its run, and MLflow keeps equal values once.
+
+    Args:
+        opened: the store; the caller holds the clone's lock.
+        result: what to publish.
+    """
+    experiment_id = _experiment(opened, result.experiment)
+    parent = _parent(opened, experiment_id, result)
+    children = _children(opened, experiment_id, parent.info.run_id)
+    if parent.data.tags.get(COMPLETE) == "true":
+        ids = {training: run.info.run_id for training, run in children.items()}
+        return Published(experiment_id, parent.info.run_id, ids, new=False)
+    origin = journal.origin(result.experiment)
+    ids = {}
+    for training in result.trainings:
+        run = children.get((training.arm, training.seed)) or _create_child(opened, parent, training)
+        if run.data.tags.get(COMPLETE) != "true":
+            _fill_child(opened, run, training, result, origin)
+        ids[training.arm, training.seed] = run.info.run_id
+    _fill_parent(opened, parent, result, origin)
+    return Published(experiment_id, parent.info.run_id, ids, new=True)
+
+
+def _experiment(opened: Store, name: str) -> str:
+    """The id of the experiment in MLflow, made when it is new.
+
+    Raises:
+        TrackingError: it was made where this clone is no longer.
+    """
+    client, full_name = opened.client, f"headstart/{name}"
+    root = store.artifact_root(opened.uri)
+    location = None if root is None else (root / name).as_uri()
+    found = client.get_experiment_by_name(full_name)
+    if found is None:
+        return str(client.create_experiment(full_name, location, {"headstart.experiment": name}))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    if location is not None and found.artifact_location != location:
+        raise TrackingError(
+            f"{store.shown(opened.uri)} keeps the files of {full_name} in {found.artifact_location}, "
+            f"no longer in {location}: the store was moved, and it knows full paths only; move it back, or "
+            "move it away and run `headstart publish`, which publishes the journals anew"
+        )
+    return str(found.experiment_id)
+
+
+def _parent(opened: Store, experiment_id: str, result: Result) -> Run:
+    found = opened.client.search_runs(
+        [experiment_id], f"tags.`{RESULT}` = '{result.identity}'", order_by=["attributes.start_time ASC"]
+    )
+    if found:
+        return next((run for run in found if run.data.tags.get(COMPLETE) == "true"), found[0])
+    arms = list(dict.fromkeys(training.arm for training in result.trainings))
+    return opened.client.create_run(
+        experiment_id,
+        run_name=f"{' / '.join(arms)} ({result.identity[:8]})",
+        tags={RESULT: result.identity, COMPLETE: "false", "headstart.kind": "comparison"},
+    )
+
+
+def _children(opened: Store, experiment_id: str, parent_id: str) -> dict[tuple[str, int], Run]:
+    found: dict[tuple[str, int], Run] = {}
+    token: str | None = None
+    while True:
+        page = opened.client.search_runs(
+            [experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'", page_token=token
+        )
+        found |= {(run.data.tags["headstart.arm"], int(run.data.tags["headstart.seed"])): run for run in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def _create_child(opened: Store, parent: Run, training: Training) -> Run:
+    return opened.client.create_run(
+        parent.info.experiment_id,
+        # So that the run's duration is the training's, and its curves have the right times.
+        start_time=int((time.time() - training.journal["seconds"]) * 1000),
+        run_name=training.name,
+        tags={
+            "mlflow.parentRunId": parent.info.run_id,
+            COMPLETE: "false",
+            "headstart.kind": "training",
+            "headstart.arm": training.arm,
+            "headstart.seed": str(training.seed),
+        },
+    )
+
+
+def _fill_child(opened: Store, run: Run, training: Training, result: Result, origin: dict[str, str]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+    client, run_id, found = opened.client, run.info.run_id, training.journal
+    start = run.info.start_time
+    metrics = curves(training, start) + finals(training, result, start)
+    for at in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[at : at + BATCH])
+    tags = origin | {
+        "headstart.task": found["task"],
+        "headstart.weights_sha256": found["weights_sha256"],
+        "headstart.data_sha256": found["data_sha256"],
+        "mlflow.source.name": f"python -m steps.train {result.experiment} {training.arm}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": origin["headstart.git_commit"],
+    }
+    parameters = [Param(name, str(value)) for name, value in settings(training).items()]
+    client.log_batch(run_id, params=parameters, tags=[RunTag(*pair) for pair in tags.items()])
+    data = Dataset(result.experiment, found["data_sha256"][:36], "local", "{}")
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+    _finish(opened, run, start + int(found["seconds"] * 1000))
+
+
+def settings(training: Training) -> dict[str, Any]:
+    """The parameters of a training, flat, so that two runs compare column by column."""
+    found = training.journal["settings"]
+    flat = {"arm": training.arm, **found["arm"], **found["model"], **found["training"]}
+    flat |= {
+        name: training.journal[name]
+        for name in (
+            "seed",
+            "train_labels",
+            "validation_labels",
+            "parameters",
+            "trainable_parameters",
+            "device",
+        )
+    }
+    del flat["seeds"]
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def curves(training: Training, start: int) -> list[Metric]:
+    """What was measured after every epoch; the step is the epoch, the time that of the training.
+
+    Args:
+        training: whose history it is.
+        start: of the run, in milliseconds.
+    """
+    from mlflow.entities import Metric
+
+    apart = ("epoch", "step", "seconds")
+    return [
+        Metric(name, value, start + int(row["seconds"] * 1000), int(row["epoch"]))
+        for row in training.history
+        for name, value in row.items()
+        if name not in apart
+    ]
+
+
+def finals(training: Training, result: Result, start: int) -> list[Metric]:
+    """What is known at the end: test metrics, the best validation metrics, the effort."""
+    from mlflow.entities import Metric
+
+    found = training.journal
+    values = {f"test_{name}": value for name, value in training.scores.items() if name != "per_class"}
+    values |= {f"best_{name}": value for name, value in found["best"].items()}
+    values |= {
+        name: found[name] for name in ("best_epoch", "epochs", "steps", "seconds", "samples_per_second")
+    }
+    reached = result.epochs_to_target(training)
+    if reached is not None:
+        values["epochs_to_target"] = reached
+    end = start + int(found["seconds"] * 1000)
+    return [Metric(name, float(value), end, 0) for name, value in values.items()]
+
+
+def _fill_parent(opened: Store, run: Run, result: Result, origin: dict[str, str]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    client, run_id, found = opened.client, run.info.run_id, result.comparison
+    name, verdict = found["metric"]["name"], found["verdict"]
+    values = {f"test_{name}/{arm['arm']}": arm["mean"] for arm in found["arms"]}
+    values |= {f"seconds/{arm['arm']}": arm["seconds"] for arm in found["arms"]}
+    values |= {
+        key: verdict[key]
+        for key in ("difference", "ci_low", "ci_high", "convergence_speedup")
+        if key in verdict
+    }
+    parameters = {
+        "best_arm": found["best_arm"],
+        "metric": name,
+        "test_size": found["test_size"],
+        "fine_tuning_helps": verdict["fine_tuning_helps"],
+    }
+    tags = origin | {
+        "headstart.task": found["task"],
+        "mlflow.note.content": note(result),
+        "mlflow.source.name": f"headstart run {result.experiment}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": origin["headstart.git_commit"],
+    }
+    start = run.info.start_time
+    client.log_batch(
+        run_id,
+        [Metric(key, float(value), start, 0) for key, value in values.items() if _is_number(value)],
+        [Param(key, str(value)) for key, value in parameters.items()],
+        [RunTag(*pair) for pair in tags.items()],
+    )
+    with store.uploading(opened.uri):
+        client.log_artifacts(run_id, str(artifacts.report_dir(result.experiment)), "report")
+        client.log_artifact(
+            run_id, str(artifacts.evaluation_dir(result.experiment) / "scores.json"), "evaluation"
+        )
+    _finish(opened, run, int(time.time() * 1000))
+
+
+def note(result: Result) -> str:
+    """The result in a few lines of markdown, shown above the run in MLflow."""
+    found = result.comparison
+    metric = found["metric"]["name"].replace("_", "-")
+    lines = [found["verdict"]["text"], "", f"| arm | test {metric} | interval | seeds |", "|---|---|---|---|"]
+    lines += [
+        f"| {arm['arm']} | {_told(arm['mean'])} | {_told(arm['ci_low'])} to {_told(arm['ci_high'])} "
+        f"| {len(arm['seeds'])} |"
+        for arm in found["arms"]
+    ]
+    return "\n".join(lines)
+
+
+def _told(value: object) -> str:
+    return f"{value:.3f}" if _is_number(value) else "-"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finish(opened: Store, run: Run, end: int) -> None:
+    opened.client.set_terminated(run.info.run_id, "FINISHED", end)
+    opened.client.set_tag(run.info.run_id, COMPLETE, "true")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steps import artifacts
+from steps.errors import TrackingError
+from steps.predict import predict
+from steps.register import register
+from steps.tracking import journal, publish, store
+from steps.tracking.publish import Published
+from tests.tracking import made, servers
+
+pytestmark = pytest.mark.flow
+ROOT = Path(__file__).resolve().parents[2]
+# Publishes in a process of its own, without registering.
+SCRIPT = """
+from steps.tracking import journal, publish, store
+with store.alone(), store.opened() as opened:
+    publish.publish(opened, journal.read("colours"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made.clone(tmp_path)
+    made.store(tmp_path)
+
+
+def _publish() -> Published:
+    with store.alone(), store.opened() as opened:
+        return publish.publish(opened, journal.read("colours"))
+
+
+def _runs(published: Published) -> list[Any]:
+    with store.opened() as opened:
+        return list(opened.client.search_runs([published.experiment_id]))
+
+
+def test_a_result_is_published_once_and_compares_at_a_glance(tmp_path: Path) -> None:
+    first, second = _publish(), _publish()
+    assert first.new
+    assert not second.new
+    assert (second.run_id, second.trainings) == (first.run_id, first.trainings)
+    runs = {run.info.run_name: run for run in _runs(first)}
+    assert len(runs) == 7
+    arms = ("scratch", "frozen", "full")
+    assert {f"{arm} seed {seed}" for arm in arms for seed in (1, 2)} < set(runs)
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+
+    child, parent = runs["full seed 2"], next(run for run in runs.values() if run.info.run_id == first.run_id)
+    assert child.data.tags["mlflow.parentRunId"] == first.run_id
+    assert child.data.params["start"] == "pretrained"
+    assert child.data.params["tune"] == "all"
+    assert child.data.params["backbone_learning_rate"] == "0.001"
+    scores = artifacts.read_json(artifacts.evaluation_dir("colours") / "scores.json", "evaluate")["arms"][
+        "full"
+    ]["2"]
+    found = artifacts.read_json(artifacts.seed_dir("colours", "full", 2) / "run.json", "train")
+    assert child.data.metrics["test_accuracy"] == scores["accuracy"]
+    assert child.data.metrics["best_validation_log_loss"] == found["best"]["validation_log_loss"]
+    assert "epochs_to_target" not in child.data.metrics
+    assert runs["full seed 1"].data.metrics["epochs_to_target"] == 2
+    assert child.inputs.dataset_inputs[0].dataset.name == "colours"
+    assert parent.data.params["best_arm"] == "full"
+    assert parent.data.metrics["test_accuracy/scratch"] > 0
+    assert "A made-up verdict" in parent.data.tags["mlflow.note.content"]
+
+    with store.opened() as opened:
+        curve = opened.client.get_metric_history(child.info.run_id, "validation_log_loss")
+        files = {file.path for file in opened.client.list_artifacts(first.run_id, "report")}
+    assert [point.step for point in curve] == [1, 2]
+    assert {"report/comparison.json", "report/report.html", "report/learning_curves.png"} <= files
+    root = tmp_path / "mlflow/artifacts/colours"
+    assert (root / first.run_id / "artifacts/report/comparison.json").exists()
+
+
+def test_what_was_published_by_halves_is_completed_and_never_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = publish._finish
+    calls: list[str] = []
+
+    def broken(opened: Any, run: Any, end: int) -> None:
+        calls.append(run.info.run_id)
+        if len(calls) == 4:
+            raise ConnectionError("pulled the plug")
+        whole(opened, run, end)
+
+    monkeypatch.setattr(publish, "_finish", broken)
+    with pytest.raises(ConnectionError):
+        _publish()
+    monkeypatch.setattr(publish, "_finish", whole)
+    published = _publish()
+    assert published.new
+    runs = _runs(published)
+    assert len(runs) == 7
+    assert all(run.data.tags["headstart.complete"] == "true" for run in runs)
+    with store.opened() as opened:
+        for run in runs:
+            if run.info.run_id != published.run_id:
+                assert len(opened.client.get_metric_history(run.info.run_id, "train_loss")) == 2
+    assert not _publish().new
+
+
+def test_two_at_once_publish_once() -> None:
+    command = [sys.executable, "-c", SCRIPT]
+    started = [subprocess.Popen(command, env=_environment()) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert len(_runs(_publish())) == 7
+
+
+def test_another_result_is_another_run() -> None:
+    first = _publish()
+    path = artifacts.report_dir("colours") / "comparison.json"
+    changed = artifacts.read_json(path, "compare")
+    artifacts.write_json(path, changed | {"target": 0.75})
+    second = _publish()
+    assert second.new
+    assert second.experiment_id == first.experiment_id
+    assert len(_runs(second)) == 14
+
+
+def test_a_store_that_was_moved_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _publish()
+    elsewhere = tmp_path / "moved"
+    elsewhere.mkdir()
+    for name in ("mlflow", "work", "reports", "data"):
+        (tmp_path / name).rename(elsewhere / name)
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(TrackingError, match="the store was moved") as told:
+        _publish()
+    assert "headstart publish" in str(told.value)
+    assert not (tmp_path / "mlflow").exists()
+
+
+def test_a_real_server_gets_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = tmp_path / "server"
+    served.mkdir()
+    (tmp_path / "mlflow/mlflow.db").rename(served / "store.db")
+    arguments = ["server", "--backend-store-uri", f"sqlite:///{served}/store.db", "--workers", "1"]
+    arguments += ["--artifacts-destination", str(served / "files")]
+    with servers.mlflow_process(arguments, served, "/health", {}) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        first, second = _publish(), _publish()
+        assert first.new
+        assert not second.new
+        assert len(_runs(first)) == 7
+        register("colours")
+        assert "is now version 1 of headstart-colours" in capsys.readouterr().out
+        assert store.glance("headstart-colours", "1") == ["champion"]
+        assert store.glance("headstart-colours", "2") is None
+        register("colours")
+        assert "nothing new to register" in capsys.readouterr().out
+        predict("colours", ["data/colours/samples/red-0.png"])
+        assert capsys.readouterr().out.startswith("data/colours/samples/red-0.png")
+    assert (served / "files").exists()
+    assert not list((tmp_path / "mlflow").iterdir())
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
