@@ -2,7 +2,7 @@
 
     python -m benchmarks.rates digits
 
-Reads what the pipeline made (`dvc repro`), trains each arm with four rates around its own and a seed
+Reads what the pipeline made (`dvc repro`), trains each arm with five rates around its own and seeds
 that the experiment does not use, and prints the validation results. The test split is not read.
 """
 
@@ -15,7 +15,7 @@ import pandas as pd
 from steps import artifacts, data, freezing, loop, network, params, train
 from steps.params import Params, TrainSettings
 
-FACTORS = (0.1, 0.3, 1.0, 3.0)
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = (101, 102)
 
 

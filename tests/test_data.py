@@ -45,7 +45,9 @@ def test_in_order_is_in_order() -> None:
 
 
 def rows() -> pd.DataFrame:
-    return pd.DataFrame({"sha256": ["a", "b", "c"], "label": ["x", "y", "x"], "split": ["train", "test", "train"]})
+    return pd.DataFrame(
+        {"sha256": ["a", "b", "c"], "label": ["x", "y", "x"], "split": ["train", "test", "train"]}
+    )
 
 
 def test_fingerprint_knows_content_label_and_split_but_no_order() -> None:

@@ -83,7 +83,9 @@ def test_one_wrong_shape_is_found(shipped: Path) -> None:
     held = tensors(weights)
     held["conv_stem.weight"] = torch.zeros(1, 2, 3)
     save_file(held, weights)
-    with pytest.raises(WeightsError, match=r"'conv_stem.weight' has shape \(1, 2, 3\), the architecture needs"):
+    with pytest.raises(
+        WeightsError, match=r"'conv_stem.weight' has shape \(1, 2, 3\), the architecture needs"
+    ):
         ask(weights, "toy-vision")
 
 

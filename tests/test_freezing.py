@@ -45,4 +45,6 @@ def test_what_needs_no_gradient_is_in_no_group() -> None:
 
 def test_a_head_alone_is_a_head() -> None:
     head = network.build_head(4, 2, 0.0)
-    assert [(group["name"], group["lr"]) for group in freezing.parameter_groups(head, FULL)] == [("head", 0.1)] * 2
+    assert [(group["name"], group["lr"]) for group in freezing.parameter_groups(head, FULL)] == [
+        ("head", 0.1)
+    ] * 2

@@ -172,7 +172,9 @@ class BreaksAt(nn.Module):
 
 
 def test_loss_that_is_not_finite_stops_with_the_step_named() -> None:
-    with pytest.raises(TrainingError, match=r"loss is nan in epoch 2, step 6, at learning rate 0\.0\d+: lower"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan in epoch 2, step 6, at learning rate 0\.0\d+: lower"
+    ):
         fit(BreaksAt(6))
 
 

@@ -38,7 +38,8 @@ def test_layers_stand_from_bottom_to_top(backbone: ImageBackbone | TextBackbone)
     """A layer's output changes only what comes after it: seen by the order of their forward calls."""
     called: list[str] = []
     handles = [
-        layer.register_forward_hook(lambda *_, name=name: called.append(name)) for name, layer in backbone.layers()
+        layer.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, layer in backbone.layers()
     ]
     if isinstance(backbone, ImageBackbone):
         backbone(torch.zeros(2, 3, 32, 32))

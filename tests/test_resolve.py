@@ -79,10 +79,7 @@ def test_an_edit_changes_the_settings_it_is_about_and_no_others(
 
 
 def test_an_arm_left_out_is_said_to_train_and_to_no_one_else() -> None:
-    edited(
-        "arms:\n      scratch: {learning_rate: 0.0005}\n      frozen: {learning_rate: 0.01}",
-        "arms:\n      frozen: null",
-    )
+    edited("frozen: {learning_rate: 0.03}", "frozen: null")
     left_out = params.read_settings(TrainSettings, artifacts.settings_file("bbc-news", "train", "frozen"))
     assert left_out.arm is None
     assert json.loads((OUT / "bbc-news/evaluate.json").read_text())["arms"] == ["scratch", "full"]
