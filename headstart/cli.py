@@ -1,0 +1,216 @@
+"""The command line. Nothing heavy is imported before a command needs it: `--help` answers at once.
+
+Exit codes: 0 fine, 1 our mistake, 2 the user's, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from headstart import __version__
+from steps.errors import HeadstartError, UserError
+
+if TYPE_CHECKING:
+    from flows.pipeline import Report
+
+STOPPED = 130
+SIGNS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+app = typer.Typer(
+    name="headstart",
+    help="From a small labelled data set to a model you can trust.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Experiments = Annotated[
+    list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help="Names in params.yaml; all if none.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """From a small labelled data set to a model you can trust."""
+    if version:
+        print(f"headstart {__version__}")  # noqa: T201
+    elif context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201
+    else:
+        return
+    raise typer.Exit
+
+
+@app.command()
+def run(experiments: Experiments = None) -> None:
+    """Run experiments, from raw data to a registered model; what is up to date is not done again."""
+    enter_clone()
+    from flows import lock, server
+    from steps import artifacts, params
+
+    checked = params.load(artifacts.PARAMS_FILE)  # a mistake is told before anything starts
+    lock.check_free()
+    server.prepare()
+    from flows import pipeline
+    from headstart import display
+
+    names = pipeline.chosen(experiments or [], checked)
+    console = _console()
+    server.reach()
+    with display.shown(console):
+        try:
+            report, failed = pipeline.run(names), None
+        except pipeline.PipelineFailedError as error:
+            report, failed = error.report, error
+    _conclude(console, report)
+    if failed is not None:
+        raise failed
+
+
+@app.command()
+def results(experiments: Experiments = None) -> None:
+    """Show the results there are."""
+    enter_clone()
+    from flows import summary
+    from headstart.results import show
+
+    found = {name: summary.read(name) for name in experiments or summary.finished()}
+    missing = [name for name, one in found.items() if one is None]
+    if missing or not found:
+        what = f"experiment {missing[0]!r} has" if missing else "there are"
+        raise UserError(f"{what} no results yet; `headstart run` makes them")
+    show(_console(), filter(None, found.values()))
+
+
+@app.command(context_settings={"ignore_unknown_options": False})
+def predict(
+    experiment: Annotated[str, typer.Argument(help="Whose champion predicts.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Files, texts, a folder or a table.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The CSV file to write, for a folder or table.")] = None,
+) -> None:
+    """Predict with an experiment's champion: label and probability."""
+    # A path is meant from where the user stands, a text is left as it is.
+    absolute = [str(Path(one).absolute()) if _is_path(one) else one for one in inputs]
+    options = ["--json"] * as_json + (["--out", str(out.absolute())] if out else [])
+    enter_clone()
+    # A text may begin with a dash.
+    raise typer.Exit(_step("predict", experiment, *options, "--", *absolute))
+
+
+@app.command()
+def publish(experiments: Experiments = None) -> None:
+    """Bring to MLflow what it does not have yet: runs, curves, and the registered model."""
+    enter_clone()
+    from flows import summary
+
+    names = experiments or summary.finished()
+    if not names:
+        raise UserError("there are no results yet; `headstart run` makes them")
+    codes = [_step("register", name) for name in names]
+    raise typer.Exit(max(codes))
+
+
+@app.command()
+def doctor() -> None:
+    """Look whether everything a run needs is here, and say what to change."""
+    enter_clone()
+    from rich.markup import escape
+
+    from headstart.doctor import examine
+
+    console = _console()
+    failed = 0
+    for finding in examine():
+        failed += finding.level == "fail"
+        line = f"{SIGNS[finding.level]}  {finding.subject:<28} {escape(finding.text)}"
+        console.print(line, highlight=False, soft_wrap=True)
+    if failed:
+        raise UserError(f"{failed} check{'s' * (failed != 1)} failed; each line above says what to change")
+
+
+def enter_clone() -> None:
+    """Make the root of the clone the working directory.
+
+    Raises:
+        UserError: the working directory is in no clone.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "steps")):
+            os.chdir(folder)
+            return
+    raise UserError(f"{here} is in no clone of Headstart; go to the folder that has params.yaml and dvc.yaml")
+
+
+def main() -> int:
+    """Run the command line and give its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(standalone_mode=False)
+    except HeadstartError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} See `headstart --help`.", UserError.exit_code)
+    if code == STOPPED:  # what typer makes of Ctrl-C
+        print("stopped; run again to go on where it was", file=sys.stderr)  # noqa: T201
+    return code if isinstance(code, int) else 0
+
+
+def _conclude(console: Console, report: Report) -> None:
+    """Say what came out of a run."""
+    from flows import summary
+    from headstart.results import show
+
+    console.print()
+    done = [name for name in report.experiments if name not in report.failures]
+    found = [one for one in map(summary.read, done) if one is not None]
+    show(console, found)
+    for name, reason in report.unpublished.items():
+        console.print(f"[yellow]not published[/] {name}: {reason}; later: `headstart publish {name}`",
+                      highlight=False, soft_wrap=True)  # fmt: skip
+    if report.nothing_changed and not any(one.is_new for one in found):
+        console.print(f"Nothing changed: all {len(report.outcomes)} steps were up to date.", highlight=False)
+
+
+def _step(step: str, *arguments: str) -> int:
+    """Run a step in a process of its own, in the open; give its exit code."""
+    return subprocess.run([sys.executable, "-m", f"steps.{step}", *arguments], check=False).returncode
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a long text is no file name
+        return False
+
+
+def _console() -> Console:
+    # A pipe has no width: lines must not be folded at 80.
+    return Console() if sys.stdout.isatty() else Console(width=200, force_terminal=False)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headstart import __version__, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the first line of output may not wait for.
+HEAVY = ("prefect", "dvc", "torch", "mlflow", "pandas", "numpy", "great_expectations")
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Something that looks like a clone, with one experiment."""
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["headstart", *arguments])
+    return cli.main()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], []])
+def test_it_starts_light(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['headstart', *{arguments}]\n"
+        "from headstart.cli import main\n"
+        f"code = main(); print([name for name in {HEAVY} if name in sys.modules]); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert (__version__ if arguments == ["--version"] else "Commands:") in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["run", "--nope"], ["predict"], ["run", "digit"], ["results"]]
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.server.prepare", lambda: None)
+    assert call(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert ("did you mean 'digits'?" in said) == (arguments == ["run", "digit"])
+
+
+def test_a_mistake_in_params_is_told_before_anything_starts(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace("epochs: 30", "epochs: -1"))
+    assert call(monkeypatch, "run") == 2
+    assert "experiments.digits.training.epochs: must be >= 1, is -1" in capsys.readouterr().err
+    assert not (clone / ".headstart").exists()
+
+
+def test_outside_of_a_clone_it_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run") == 2
+    assert "is in no clone of Headstart" in capsys.readouterr().err
+
+
+def test_below_the_root_it_works_from_the_root(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone / "below")
+    cli.enter_clone()
+    assert Path.cwd() == clone
+
+
+def test_predict_hands_on_paths_from_where_the_user_stands_and_the_exit_code(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, ...]] = []
+
+    def step(*arguments: str) -> int:
+        called.append(arguments)
+        return 2
+
+    monkeypatch.setattr(cli, "_step", step)
+    (clone / "below/a.png").touch()
+    monkeypatch.chdir(clone / "below")
+    arguments = ["predict", "digits", "a.png", "some text", "--json", "--out", "x.csv"]
+    assert call(monkeypatch, *arguments) == 2
+    below = clone / "below"
+    assert called == [
+        ("predict", "digits", "--json", "--out", f"{below}/x.csv", "--", f"{below}/a.png", "some text")
+    ]
+
+
+def test_publish_goes_through_all_and_gives_the_worst_exit_code(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def step(name: str, experiment: str) -> int:
+        called.append(f"{name} {experiment}")
+        return 1 if experiment == "digits" else 0
+
+    monkeypatch.setattr(cli, "_step", step)
+    assert call(monkeypatch, "publish", "digits", "bbc-news") == 1
+    assert called == ["register digits", "register bbc-news"]
+    assert call(monkeypatch, "publish") == 2
+
+
+def test_a_long_text_is_no_path() -> None:
+    assert not cli._is_path("word " * 5000)
