@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Thread
 from uuid import UUID
 
@@ -23,6 +25,7 @@ from flows.stages import Outcome, Stages, Stopped
 from steps import artifacts, params
 from steps.errors import HeadstartError, ParamsError, StageError, TrackingError, UserError
 from steps.params import Params
+from steps.report import index
 
 POLL_SECONDS = 2.0
 
@@ -100,6 +103,8 @@ def pipeline(experiments: list[str] | None = None) -> Report | State[Report]:
                 run_one(stages, name, checked, report)
         except Stopped as stopped:
             return Cancelled(message=str(stopped))
+    # A result restored by `dvc pull` or from DVC's cache of runs is on no page of this clone yet.
+    index.write(artifacts.REPORTS)
     create_markdown_artifact(summary.markdown(report.experiments), key="headstart-results")
     if report.failures:
         raise PipelineFailedError(report)
@@ -157,7 +162,9 @@ def _stopped_with_the_run(stages: Stages) -> Iterator[None]:
         yield
         return
     done = Event()
-    watcher = Thread(target=_watch, args=(context.flow_run.id, stages, done), daemon=True)
+    # Prefect keeps its settings, the server's address among them, in the context.
+    watch = partial(copy_context().run, _watch, context.flow_run.id, stages, done)
+    watcher = Thread(target=watch, name="headstart-cancel", daemon=True)
     watcher.start()
     try:
         yield

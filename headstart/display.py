@@ -112,7 +112,10 @@ class _Live(_Stages):
             SpinnerColumn(), TextColumn(f"{title:<{TITLE_WIDTH}}"), TimeElapsedColumn(),
             TextColumn("[dim]{task.description}[/]", table_column=Column(no_wrap=True, overflow="ellipsis")),
         )  # fmt: skip
-        self.bar = Progress(*columns, console=self.console, transient=True)
+        # Nobody else prints meanwhile; and what is imported meanwhile (colorama) would keep rich's stand-in.
+        self.bar = Progress(
+            *columns, console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self.bar.add_task("")
         self.bar.start()
 

@@ -131,7 +131,7 @@ def _dvc() -> Iterator[Finding]:
         hint = "" if Path(".git").exists() else "; this clone has no .git: run `git init`"
         yield Finding("fail", "DVC", f"{error}{hint}")
         return
-    text = "the graph can be read" + ("" if resolved else "; params.yaml changed since the last run")
+    text = "the graph can be read" + ("" if resolved else "; params.yaml, or how it is read, has changed")
     yield Finding("ok", "DVC", text)
 
 

@@ -16,6 +16,7 @@ from steps.errors import DiskFullError, HeadstartError, UserError
 
 PARAMS_FILE = Path("params.yaml")
 LEFT_OUT = "left-out.json"
+REPORTS = Path("reports")
 
 
 def settings_file(experiment: str, step: str, arm: str | None = None) -> Path:
@@ -71,7 +72,7 @@ def evaluation_dir(experiment: str) -> Path:
 
 def report_dir(experiment: str) -> Path:
     """`comparison.json`, `report.html`, `model_card.md` and plots, by compare."""
-    return Path("reports") / experiment
+    return REPORTS / experiment
 
 
 def registration_file(experiment: str) -> Path:

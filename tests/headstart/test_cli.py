@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,8 +60,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 def test_a_mistake_in_params_is_told_before_anything_starts(
     clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(text.replace("epochs: 30", "epochs: -1"))
+    text, count = re.subn(r"epochs: \d+", "epochs: -1", (clone / "params.yaml").read_text(), count=1)
+    assert count == 1
+    (clone / "params.yaml").write_text(text)
     assert call(monkeypatch, "run") == 2
     assert "experiments.digits.training.epochs: must be >= 1, is -1" in capsys.readouterr().err
     assert not (clone / ".headstart").exists()
