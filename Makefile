@@ -38,8 +38,7 @@ format: install  ## let ruff mend what it can
 	ruff format .
 
 test: install  ## all tests, end to end included
-	pytest -m "not slow and not flow" -n 2
-	pytest -m "slow or flow"
+	pytest -n 2 --dist loadfile
 
 test-fast: install  ## the unit tests alone, under a minute
 	pytest -m "not slow and not flow"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -18,3 +19,10 @@ def make_params() -> ModuleType:
 
 def test_the_page_of_keys_is_what_the_models_say() -> None:
     assert (DOCS / "params.md").read_text("utf-8") == make_params().page(), "run `make docs`"
+
+
+def test_readme_links_lead_somewhere() -> None:
+    root = DOCS.parent
+    for page in (root / "README.md", root / "CONTRIBUTING.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text("utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
