@@ -12,9 +12,11 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,8 @@ class Twin:
             [sys.executable, "-m", "headstart.cli", *arguments],
             cwd=self.root, env={**self.environment, **(environment or {})},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # Tests that were started in the background would hand on that Ctrl-C is to be ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def edit_params(self, **changes: Any) -> None:

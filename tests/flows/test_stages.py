@@ -115,7 +115,9 @@ def test_a_stage_runs_is_unchanged_and_is_restored(clone: Path) -> None:
     lines: list[str] = []
     first = run("copy", lines)
     assert first.how == "ran"
-    assert lines == ["reading", f"python is {sys.executable}", "copied one"]
+    assert [lines[0], lines[2]] == ["reading", "copied one"]
+    # Ours, though `python`, `python3` and `python3.11` are one and the same.
+    assert Path(lines[1].removeprefix("python is ")).parent == Path(sys.executable).parent
     assert first.last_line == "copied one"
     assert run("copy", lines).how == "unchanged"
     assert len(lines) == 3
