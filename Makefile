@@ -41,7 +41,7 @@ test: install  ## all tests, end to end included
 	pytest -n 2 --dist loadfile
 
 test-fast: install  ## the unit tests alone, under a minute
-	pytest -m "not slow and not flow"
+	pytest -m "not slow and not flow" -n 2
 
 bench: install  ## what the orchestration costs over the steps' own time
 	python -m benchmarks.orchestration

@@ -72,7 +72,7 @@ class Bomb:
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(shipped: Path, tmp_path: Path) -> None:
-    (shipped / "w.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
+    (shipped / "w.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "trace"), protocol=2))
     torch.save({"a": Bomb(tmp_path / "trace")}, shipped / "v.pth")
     for file in ("w.pth", "v.pth"):
         with pytest.raises(WeightsError, match=r"was not loaded|cannot be read as weights"):
