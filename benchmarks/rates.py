@@ -12,8 +12,9 @@ import sys
 
 import pandas as pd
 
-from steps import artifacts, data, freezing, loop, network, params, train
-from steps.params import Params, TrainSettings
+from benchmarks import trials
+from steps import artifacts, params
+from steps.params import Params
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = (101, 102)
@@ -21,34 +22,10 @@ SEEDS = (101, 102)
 
 def trial(checked: Params, experiment: str, name: str, factor: float, seed: int) -> dict[str, float]:
     """Best validation results of one arm, its rates multiplied by the factor."""
-    entry, arm = checked.experiments[experiment], checked.arm(experiment, name)
-    assert arm is not None
-    backbone = arm.backbone_learning_rate
-    changed = arm.model_copy(
-        update={
-            "learning_rate": arm.learning_rate * factor,
-            "backbone_learning_rate": None if backbone is None else backbone * factor,
-        }
-    )
-    settings = TrainSettings(task=entry.task, model=entry.model, training=entry.training, arm=changed)
-    rows = data.read_split(experiment)
-    pretrained = artifacts.pretrained_dir(entry.model.pretrained)
-    device = network.prepare_device()
-    job = train.Job(experiment, name, changed, settings, pretrained, data.classes_of(rows), rows, device)
-    fit_on, judge_by = train.batches(job, "train"), train.batches(job, "validation")
-    model = train.build(job, seed, fit_on)
-    groups = freezing.parameter_groups(model, changed)
-    fitted = loop.fit(
-        model,
-        fit_on,
-        judge_by,
-        groups,
-        entry.training,
-        seed=seed,
-        log=lambda values, step: None,
-        device=device,
-    )
-    return {"learning_rate": changed.learning_rate, "best_epoch": fitted.best_epoch, **fitted.best}
+    arm = trials.scaled(checked.chosen(experiment, name), factor)
+    fitted = trials.train(trials.job_of(checked, experiment, name, arm), seed).fitted
+    assert arm.learning_rate is not None
+    return {"learning_rate": arm.learning_rate, "best_epoch": fitted.best_epoch, **fitted.best}
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from steps import params
-from steps.params import Settings
+from steps import arms, params
+from steps.settings import Settings, as_yaml
 
 PAGE = Path(__file__).parent / "params.md"
 SECTIONS: list[tuple[str, type[Settings]]] = [
@@ -27,7 +27,9 @@ SECTIONS: list[tuple[str, type[Settings]]] = [
     ("experiments.&lt;name&gt;.split", params.Split),
     ("experiments.&lt;name&gt;.training", params.Training),
     ("experiments.&lt;name&gt;.evaluation", params.Evaluation),
+    ("experiments.&lt;name&gt;.machine", params.Machine),
     ("arms.&lt;name&gt;", params.Arm),
+    ("arms.&lt;name&gt;.lora", params.Lora),
     ("pretrained.&lt;name&gt;", params.Pretrained),
 ]
 HEAD = """# Keys of params.yaml
@@ -38,6 +40,23 @@ mistakes are told together, and a number must be a number: write `1.0e-3`; YAML 
 The expectations whose level `validation.levels` may set to `error` or `warning` are: {expectations}.
 By default {warnings} are warnings.
 """
+PRESETS = """## Presets of arms
+
+`preset: lora` stands for the keys below; other keys of the arm override them, and all else is at its
+default. An experiment's change that names a preset starts from it, not from the top-level arm.
+
+| preset | stands for | what it does | paper |
+| --- | --- | --- | --- |
+{rows}
+"""
+RATES = """## Learning rates where none are given
+
+| library | what trains | head | backbone |
+| --- | --- | --- | --- |
+{rows}
+
+`gradual` and `pattern` take the rates of `all`. With `start: random` the head's rate is that of everything.
+"""
 
 
 def page() -> str:
@@ -46,7 +65,27 @@ def page() -> str:
         expectations=", ".join(f"`{name}`" for name in params.EXPECTATIONS),
         warnings=", ".join(f"`{name}`" for name in params.WARNINGS),
     )
-    return "\n".join([head, *(section(title, model) for title, model in SECTIONS)])
+    return "\n".join([head, *(section(title, model) for title, model in SECTIONS), presets(), rates()])
+
+
+def presets() -> str:
+    """The table of presets: a row each."""
+    rows = []
+    for name, keys in arms.PRESETS.items():
+        said, paper = arms.ABOUT_PRESETS[name]
+        expansion = ", ".join(f"{key}: {as_yaml(value)}" for key, value in keys.items())
+        rows.append(f"| `{name}` | `{expansion}` | {said} | {paper} |")
+    return PRESETS.format(rows="\n".join(rows))
+
+
+def rates() -> str:
+    """The table of learning rates: a row for each library and kind."""
+    rows = [
+        f"| {library} | `{'start: random' if kind == 'random' else f'tune: {kind}'}` | {head} | {backbone} |"
+        for library, kinds in arms.RATES.items()
+        for kind, (head, backbone) in kinds.items()
+    ]
+    return RATES.format(rows="\n".join(rows))
 
 
 def section(title: str, model: type[Settings]) -> str:
@@ -72,7 +111,7 @@ def words(annotation: object) -> str:
     if origin is typing.Annotated:
         return words(arguments[0])
     if origin is typing.Literal:
-        return "a name below" if len(arguments) > 6 else " | ".join(f"`{value}`" for value in arguments)
+        return "a name below" if len(arguments) > 8 else " | ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         kinds = [words(one) for one in arguments if one is not type(None)]
         return "a section below" if len(kinds) > 2 else " | ".join(kinds)
@@ -82,9 +121,8 @@ def words(annotation: object) -> str:
         return f"{words(arguments[0])} → {words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return "a section below"
-    return {str: "text", int: "whole number", float: "number", bool: "yes/no"}.get(
-        annotation, str(annotation)
-    )  # type: ignore[call-overload]
+    plain: dict[object, str] = {str: "text", int: "whole number", float: "number", bool: "yes/no"}
+    return plain.get(annotation, str(annotation))
 
 
 def default(field: FieldInfo) -> str:
@@ -94,9 +132,7 @@ def default(field: FieldInfo) -> str:
         return "**needed**"
     if isinstance(value, Settings):
         return ""
-    if isinstance(value, tuple):
-        return f"`{list(value)}`"
-    return "" if value is None or value == {} else f"`{value}`"
+    return "" if value is None or value == {} else f"`{as_yaml(value)}`"
 
 
 def about(field: FieldInfo) -> str:

@@ -36,6 +36,9 @@ Experiments = Annotated[
     list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help="Names in params.yaml; all if none.")
 ]
 
+ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Its name in params.yaml.")]
+ArmName = Annotated[str, typer.Argument(metavar="ARM", help="Its name under `arms:`.")]
+
 
 @app.callback(invoke_without_command=True)
 def start(
@@ -109,6 +112,20 @@ def predict(
     enter_clone()
     # A text may begin with a dash.
     raise typer.Exit(_step("predict", experiment, *options, "--", *absolute))
+
+
+@app.command("show")
+def show_arm(experiment: ExperimentName, arm: ArmName) -> None:
+    """Show what an arm stands for, and what it does with every layer."""
+    enter_clone()
+    raise typer.Exit(_step("show", experiment, arm))
+
+
+@app.command()
+def lr(experiment: ExperimentName, arm: ArmName) -> None:
+    """Look for a learning rate of an arm on its training data, and propose one."""
+    enter_clone()
+    raise typer.Exit(_step("rate_range", experiment, arm))
 
 
 @app.command()

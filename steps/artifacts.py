@@ -80,6 +80,16 @@ def registration_file(experiment: str) -> Path:
     return Path(".headstart/registered") / f"{experiment}.json"
 
 
+def prefix_cache_dir() -> Path:
+    """Stored activations of frozen layers; may be deleted at any time, outside of DVC's care."""
+    return Path(".headstart/cache/prefix")
+
+
+def checkpoints_dir(experiment: str, arm: str) -> Path:
+    """States of trainings under way, by train; outside of DVC's care, which empties a stage's outputs."""
+    return Path(".headstart/checkpoints") / experiment / arm
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder that takes the place of `target` when the block ends well.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from steps import network
@@ -22,7 +22,7 @@ def save_weights(model: nn.Module, folder: Path) -> str:
     The file is the same for the same tensors: safetensors orders them itself and knows no time.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    network.save_tensors(tensors, folder / WEIGHTS)
     return sha256_file(folder / WEIGHTS)
 
 
@@ -47,7 +47,7 @@ def load_network(folder: Path, pretrained: Path) -> Network:
     _check_bytes(folder, journal)
     only_head = journal["weights"] == "head"
     backbone = network.build_backbone(pretrained, pretrained=only_head)
-    model = Network(backbone, len(journal["classes"]), journal["settings"]["model"]["dropout"])
+    model = Network(backbone, *_head(journal))
     network.load_exactly(model.head if only_head else model, load_file(folder / WEIGHTS), str(folder))
     return model.eval()
 
@@ -62,9 +62,15 @@ def load_head(folder: Path, features: int) -> nn.Module:
     journal = read_journal(folder)
     _check_bytes(folder, journal)
     assert journal["weights"] == "head", folder
-    head = network.build_head(features, len(journal["classes"]), journal["settings"]["model"]["dropout"])
+    head = network.build_head(features, *_head(journal))
     network.load_exactly(head, load_file(folder / WEIGHTS), str(folder))
     return head.eval()
+
+
+def _head(journal: dict[str, Any]) -> tuple[int, float, Literal["linear", "mlp"]]:
+    """Classes, dropout and kind of the head."""
+    settings = journal["settings"]
+    return len(journal["classes"]), settings["model"]["dropout"], settings["arm"]["head"]
 
 
 def _check_bytes(folder: Path, journal: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +29,8 @@ SPLITS = ("train", "validation", "test")
 # The manifest, one row a sample. `source` says where in the raw data the sample was found.
 COLUMNS = ("id", "path", "text", "label", "sha256", "size", "source", "split", "group")
 PREDICT_BATCH = 64
+# Batches sorted by length together: more would pad little less and mix the epoch worse.
+BUCKET = 50
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
@@ -103,18 +105,40 @@ def label_indices(labels: pd.Series, classes: list[str]) -> NDArray[np.int64]:
 class Samples(Protocol):
     """Inputs that can be taken in any order; how they are decoded is the task's affair."""
 
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """Tokens of each sample; None where all cost alike."""
+        ...
+
     def __len__(self) -> int:
         """How many there are."""
         ...
 
-    def batch(self, indices: list[int]) -> Inputs:
-        """The inputs at these places, collated."""
+    def batch(self, indices: list[int], view: int | None = None) -> Inputs:
+        """The inputs at these places, collated.
+
+        Args:
+            indices: places, at least one.
+            view: None for the samples as they are; a number for that augmented view of each, which depends on
+                the sample and the number alone. Where there is no augmentation every view is the sample.
+        """
         ...
 
 
 def in_turn(samples: int, size: int = PREDICT_BATCH) -> list[list[int]]:
     """Indices 0 .. samples - 1, cut into batches."""
-    return [list(range(at, min(at + size, samples))) for at in range(0, samples, size)]
+    return _cut(list(range(samples)), size)
+
+
+def by_length(samples: Samples, size: int = PREDICT_BATCH) -> list[list[int]]:
+    """Every index once, in batches of alike lengths, so that little is padded; the longest first.
+
+    What does not fit into memory then fails at once and not at the end. Without lengths: in turn.
+    """
+    if samples.lengths is None:
+        return in_turn(len(samples), size)
+    order = np.argsort(-np.asarray(samples.lengths, dtype=np.int64), kind="stable")
+    return _cut(order.tolist(), size)
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
@@ -127,14 +151,16 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 class FeatureSamples:
     """Rows of a feature matrix that was computed before."""
 
+    lengths = None
+
     def __init__(self, features: Tensor) -> None:
         self.features = features
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def batch(self, indices: list[int]) -> Tensor:
-        """Shape (batch, features)."""
+    def batch(self, indices: list[int], view: int | None = None) -> Tensor:
+        """Shape (batch, features); every view is the row itself."""
         return self.features[indices]
 
 
@@ -145,22 +171,47 @@ class Batches:
         samples: the inputs.
         labels: class index of each, shape (samples,), int64.
         batch_size: samples in a batch.
+        balanced: in training, draw samples with replacement, every class as often as any other (on average).
     """
 
-    def __init__(self, samples: Samples, labels: Tensor, batch_size: int) -> None:
+    def __init__(self, samples: Samples, labels: Tensor, batch_size: int, balanced: bool = False) -> None:
         assert len(samples) == len(labels), (len(samples), len(labels))
         self.samples, self.labels, self.batch_size = samples, labels, batch_size
+        self.balanced = balanced
 
     def __len__(self) -> int:
         """Batches in an epoch of training; a last batch of one joins the one before."""
-        return len(_cut(list(range(len(self.labels))), self.batch_size))
+        return len(_training_cut(list(range(len(self.labels))), self.batch_size))
+
+    def order(self, generator: torch.Generator) -> list[list[int]]:
+        """The batches of one epoch: every sample once, or when balanced as many draws as there are samples.
+
+        This is all that the generator is used for: the same state gives the same epoch again. Samples of
+        different lengths come in batches of alike ones (`_bucketed`).
+        """
+        drawn = self._drawn(generator)
+        lengths = self.samples.lengths
+        if lengths is None or min(lengths, default=0) == max(lengths, default=0):
+            return _training_cut(drawn, self.batch_size)
+        return _bucketed(drawn, lengths, self.batch_size, generator)
+
+    def _drawn(self, generator: torch.Generator) -> list[int]:
+        import torch
+
+        if not self.balanced:
+            found: list[int] = torch.randperm(len(self.labels), generator=generator).tolist()
+            return found
+        share = 1 / torch.bincount(self.labels).double()
+        drawn = torch.multinomial(share[self.labels], len(self.labels), replacement=True, generator=generator)
+        return drawn.tolist()
+
+    def batch(self, indices: list[int], view: int | None = None) -> tuple[Inputs, Tensor]:
+        """The inputs at these places, or a view of each, and their labels."""
+        return self.samples.batch(indices, view), self.labels[indices]
 
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
         """One epoch in random order."""
-        import torch
-
-        order = torch.randperm(len(self.labels), generator=generator).tolist()
-        return self._iterate(_cut(order, self.batch_size))
+        return self._iterate(self.order(generator))
 
     def in_order(self) -> Iterator[tuple[Inputs, Tensor]]:
         """All samples in their own order."""
@@ -168,13 +219,34 @@ class Batches:
 
     def _iterate(self, batches: list[list[int]]) -> Iterator[tuple[Inputs, Tensor]]:
         for indices in batches:
-            yield self.samples.batch(indices), self.labels[indices]
+            yield self.batch(indices)
 
 
 def _cut(order: list[int], size: int) -> list[list[int]]:
-    batches = [order[at : at + size] for at in range(0, len(order), size)]
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+def _training_cut(order: list[int], size: int) -> list[list[int]]:
+    batches = _cut(order, size)
     # Batch normalisation cannot train on a single sample.
     if len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
         batches[-1] += last
     return batches
+
+
+def _bucketed(
+    drawn: list[int], lengths: Sequence[int], size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Batches of samples alike in length, in random order.
+
+    The samples are sorted by length, not all together (every epoch would have the same batches) but within
+    buckets of the random order: of BUCKET batches, or a quarter of the epoch where that is less.
+    """
+    import torch
+
+    batches = -(-len(drawn) // size)
+    bucket = size * max(1, min(BUCKET, batches // 4))
+    alike = [index for part in _cut(drawn, bucket) for index in sorted(part, key=lengths.__getitem__)]
+    cut = _training_cut(alike, size)
+    return [cut[at] for at in torch.randperm(len(cut), generator=generator).tolist()]

@@ -6,7 +6,6 @@ import shutil
 import sys
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steps import artifacts, entry, network, params
@@ -28,7 +27,7 @@ def fetch(slug: str) -> None:
     matched = match(tensors, backbone.model.state_dict(), reference.names, slug)
     network.load_exactly(backbone.model, matched, slug)
     with artifacts.new_folder(artifacts.pretrained_dir(slug)) as folder:
-        save_file(matched, folder / "model.safetensors")
+        network.save_tensors(matched, folder / "model.safetensors")
         for path in tokenizer_files:
             shutil.copyfile(path, folder / path.name)
         artifacts.write_json(folder / "architecture.json", description)

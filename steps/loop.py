@@ -1,14 +1,17 @@
-"""The loop: fit a model on batches, and predict with it. It knows no files and no servers.
+"""The loop: fit a network on batches, and predict with it. It knows no files and no servers.
 
-Shapes: a batch of `b` samples gives logits (b, classes); labels are class indices (b,), int64.
+Shapes: a batch of `b` samples gives logits (b, classes); labels are class indices (b,), int64. Inputs are
+images or texts, or, beyond a cut, the stored activations of a frozen prefix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,26 +19,76 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from steps import metrics
-from steps.data import PREDICT_BATCH, Batches, Samples, in_turn, to_device
+from steps import freezing, metrics, probing
+from steps.averaging import Ema, Soup, State, copied, put
+from steps.data import PREDICT_BATCH, Batches, Samples, by_length, to_device
 from steps.errors import TrainingError
-from steps.params import Training
+from steps.network import Inputs, Network, Probe
+from steps.objective import Objective
+from steps.params import Arm, Machine, Training
+from steps.resume import flatten_optimizer, restore_optimizer
 from steps.schedule import warmup_cosine
 
 # Called with values and the number of steps taken: after every step, and with `epoch` after every epoch.
 Log = Callable[[dict[str, float], int], None]
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What an epoch eats.
+
+    Attributes:
+        train: labelled batches, in a new order every epoch.
+        validation: labelled batches to judge an epoch by.
+        cut: the inputs are activations after so many layers; 0: images or texts.
+        view_of: the augmented view that an epoch, from 1, trains on; None: the plain one.
+    """
+
+    train: Batches
+    validation: Batches
+    cut: int = 0
+    view_of: Callable[[int], int | None] = lambda epoch: None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs in which the same layers train.
+
+    Attributes:
+        first_epoch: from 1.
+        thaw: frees the stage's layers; gives the parameter groups that join the optimizer.
+        feed: gives the batches, after `thaw`.
+    """
+
+    first_epoch: int
+    thaw: Callable[[], list[dict[str, Any]]]
+    feed: Callable[[], Fed]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: what does not depend on the seed."""
+
+    arm: Arm
+    training: Training
+    objective: Objective
+    machine: Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a training; the model itself holds the best weights.
+    """What came of a training; the network itself holds the best weights.
 
     Attributes:
-        best: validation metrics of the best epoch, by name.
+        best: validation metrics of the weights that are kept, by name.
         best_epoch: from 1.
         epochs: how many were run.
         steps: optimizer steps taken.
         stopped_early: patience ran out.
+        seconds: of training, those before a break among them.
+        resumed_from: the step at which an interrupted training went on; None when it ran through.
+        averaged_epochs: the epochs that went into a soup.
     """
 
     best: dict[str, float]
@@ -43,83 +96,442 @@ class Fitted:
     epochs: int
     steps: int
     stopped_early: bool
+    seconds: float = 0.0
+    resumed_from: int | None = None
+    averaged_epochs: list[int] = field(default_factory=list)
+
+
+class Keeper(Protocol):
+    """Where the state of a training is kept; `resume.Checkpoints` is one."""
+
+    def due(self) -> bool:
+        """It is time to save."""
+        ...
+
+    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Keep the state after a step, with the random generators'."""
+        ...
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest state, the random generators restored."""
+        ...
 
 
 def fit(
-    model: nn.Module,
-    train: Batches,
-    validation: Batches,
-    groups: list[dict[str, Any]],
-    training: Training,
+    network: Network | Probe,
+    stages: Sequence[Stage],
+    recipe: Recipe,
     *,
     seed: int,
     log: Log,
     device: torch.device | None = None,
+    keeper: Keeper | None = None,
+    micro_batch: int | None = None,
 ) -> Fitted:
-    """Train with AdamW, warm-up and cosine; leave the model with the weights of its best epoch.
+    """Train with AdamW, warm-up and cosine; leave the network with its best weights.
 
-    The best epoch is the one of lowest validation loss. The order of the samples depends on the seed alone,
-    so that two arms with one seed see the same batches.
+    Best is the epoch of lowest validation loss (of the averaged weights, with `ema`), or the soup of the
+    best epochs. The order of the samples depends on the seed alone, so that two arms with one seed see
+    the same batches. A training that was interrupted goes on where the keeper's state was taken, and ends
+    with the same bytes as an unbroken one.
 
     Args:
-        model: takes the batches' inputs and gives logits.
-        train: labelled batches, shuffled every epoch.
-        validation: labelled batches to judge an epoch by.
-        groups: the optimizer's parameter groups, as `freezing.parameter_groups` makes them.
-        training: epochs, patience, warm-up and clipping.
+        network: takes the batches' inputs and a cut, and gives logits.
+        stages: the first begins with epoch 1.
+        recipe: the arm, the budget, the loss, the machine.
         seed: of the order and of dropout.
-        log: gets `train_loss` and `learning_rate` after each step; after each epoch also `epoch` and the
-            validation metrics.
+        log: gets `train_loss` and `learning_rate` (of the head) after each step; after each epoch also
+            `epoch`, `seconds` and the validation metrics. After a break it gets the epochs before once more.
         device: where to compute; the CPU when not given.
+        keeper: takes the training's state now and then.
+        micro_batch: samples computed at a time; a batch's gradient is the sum over its parts.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; the message names the step and the learning rate.
+        TrainingError: a loss or gradient is not finite, or memory does not suffice.
     """
-    device = device or torch.device("cpu")
-    model.to(device)
-    total = training.epochs * len(train)
-    warmup = round(total * training.warmup_fraction)
-    # Fused: one kernel for all tensors of a group, 1.3 times the step rate of a small transformer here.
-    optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup))
-    trained = [parameter for group in groups for parameter in group["params"]]
-    order = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-
-    best: dict[str, float] = {}
-    best_state: dict[str, Tensor] = {}
-    best_epoch, step, epoch = 0, 0, 0
-    for epoch in range(1, training.epochs + 1):
-        model.train()
-        losses: list[float] = []
-        for inputs, labels in train.shuffled(order):
-            rate = float(schedule.get_last_lr()[0])
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(model(to_device(inputs, device)), labels.to(device))
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(trained, training.clip_norm)
-            _check_finite(loss, norm, epoch, step + 1, rate)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            losses.append(loss.item())
-            log({"train_loss": losses[-1], "learning_rate": rate}, step)
-        judged = judge(model, validation, device)
-        if not math.isfinite(judged["validation_log_loss"]):
-            raise TrainingError(_advice(f"the validation loss is not finite after epoch {epoch}", step, rate))
-        log({"epoch": epoch, "train_loss": float(np.mean(losses)), "learning_rate": rate, **judged}, step)
-        if not best or judged["validation_log_loss"] < best["validation_log_loss"]:
-            best, best_epoch = judged, epoch
-            best_state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        elif training.patience is not None and epoch - best_epoch >= training.patience:
-            break
-    model.load_state_dict(best_state)
-    return Fitted(best, best_epoch, epoch, step, stopped_early=epoch < training.epochs)
+    run = _Run(network, stages, recipe, seed, log, device or torch.device("cpu"), keeper, micro_batch)
+    run.resume()
+    while run.epoch < recipe.training.epochs and not run.out_of_patience:
+        fed = run.enter()
+        batches = run.draw_order(fed)
+        for indices in batches[run.position :]:
+            run.step(*fed.train.batch(indices, fed.view_of(run.epoch + 1)), fed.cut)
+            run.save_if_due()
+        run.end_epoch(fed)
+        run.save_if_due()
+    return run.finish()
 
 
-def judge(model: nn.Module, batches: Batches, device: torch.device | None = None) -> dict[str, float]:
-    """Validation metrics of a model: accuracy, macro-F1 and log-loss."""
-    probabilities = predict(model, batches.samples, device).astype(np.float64)
+class _Run:
+    """A training under way: everything that an interruption must not lose.
+
+    Attributes:
+        epoch: how many are complete.
+        position: batches of the present epoch that are done.
+        moving: the network's own tensors that training changes.
+    """
+
+    def __init__(
+        self,
+        network: Network | Probe,
+        stages: Sequence[Stage],
+        recipe: Recipe,
+        seed: int,
+        log: Log,
+        device: torch.device,
+        keeper: Keeper | None,
+        micro_batch: int | None,
+    ) -> None:
+        arm, training, machine = recipe.arm, recipe.training, recipe.machine
+        self.network, self.stages, self.recipe = network.to(device), stages, recipe
+        self.log, self.device, self.keeper = log, device, keeper
+        self.micro_batch = micro_batch or training.batch_size // machine.accumulate
+        recipe.objective.to(device)
+        self.forward = torch.compile(network) if machine.compile else network
+        self.autocast = autocast(device, machine.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
+        self.ema = Ema(arm.ema) if arm.ema is not None else None
+        self.soup = Soup(arm.soup) if arm.soup is not None else None
+        self.anchor: freezing.Anchor | None = None
+        self.optimizer: torch.optim.AdamW | None = None
+        self.entered, self.fed = 0, None
+        self.moving: State = {}
+        self.order = torch.Generator().manual_seed(seed)
+        self.order_before = self.order.get_state()
+        self.epoch, self.position, self.steps = 0, 0, 0
+        self.losses: list[float] = []
+        self.best: dict[str, float] = {}
+        self.best_epoch, self.best_state = 0, State()
+        self.told: list[tuple[dict[str, float], int]] = []
+        self.resumed_from: int | None = None
+        self.last_kept: int | None = None
+        self.total = 0
+        torch.manual_seed(seed)
+        self.started = perf_counter()
+
+    # ------------------------------------------------------------------------------------- epochs
+
+    fed: Fed | None
+
+    def enter(self) -> Fed:
+        """Begin an epoch: free what its stage frees, and give its batches."""
+        while self.entered < len(self.stages) and self.stages[self.entered].first_epoch <= self.epoch + 1:
+            self._thaw(self.stages[self.entered])
+            self.entered += 1
+            self.fed = None
+        if self.fed is None:
+            self.fed = self.stages[self.entered - 1].feed()
+            self.total = self.recipe.training.epochs * len(self.fed.train)
+        freezing.train_mode(self.network)
+        return self.fed
+
+    def _thaw(self, stage: Stage) -> None:
+        groups = [{**group, "rate": group["lr"]} for group in stage.thaw()]
+        if self.optimizer is None:
+            # Fused: one kernel for all tensors of a group, 1.3 times the step rate of a small transformer.
+            self.optimizer = torch.optim.AdamW(groups, fused=self.device.type in ("cpu", "cuda"))
+        else:
+            for group in groups:
+                self.optimizer.add_param_group(group)
+        self.moving = freezing.moving(self.network)
+        if self.anchor is None:
+            self.anchor = freezing.Anchor(self.network, self.recipe.arm)
+        # What is freed now was at its start in every epoch before.
+        if self.best_state:
+            self.best_state |= copied({k: v for k, v in self.moving.items() if k not in self.best_state})
+        for average in (self.ema, self.soup):
+            if average is not None:
+                average.cover(self.moving)
+
+    def draw_order(self, fed: Fed) -> list[list[int]]:
+        """The epoch's batches."""
+        self.order_before = self.order.get_state()
+        return fed.train.order(self.order)
+
+    def step(self, inputs: Inputs, labels: Tensor, cut: int) -> None:
+        """One step of the optimizer."""
+        assert self.optimizer is not None
+        assert self.anchor is not None
+        warmup = round(self.total * self.recipe.training.warmup_fraction)
+        factor = warmup_cosine(self.steps, self.total, warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+        self.optimizer.zero_grad()
+        try:
+            loss = self._backward(to_device(inputs, self.device), labels.to(self.device), cut)
+        except RuntimeError as error:
+            raise self._told_of_memory(error) from error
+        self.scaler.unscale_(self.optimizer)
+        self.anchor.pull()
+        trained = [one for group in self.optimizer.param_groups for one in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, self.recipe.training.clip_norm)
+        self._check_finite(loss, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.steps += 1
+        self.position += 1
+        if self.ema is not None:
+            self.ema.update(self.moving, self.steps)
+        self.losses.append(loss)
+        self.log({"train_loss": loss, "learning_rate": self._rate()}, self.steps)
+
+    def _backward(self, inputs: Inputs, labels: Tensor, cut: int) -> float:
+        """Gradients of a batch's mean loss, part by part; gives the loss."""
+        objective, loss = self.recipe.objective, 0.0
+        if isinstance(inputs, Tensor):
+            inputs, labels = objective.mixed(inputs, labels)
+        for some, targets in parts(inputs, labels, self.micro_batch):
+            with self.autocast():
+                logits = self.forward(some, cut)
+            share = objective.share(logits.float(), targets, labels)
+            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            loss += share.item()
+        return loss
+
+    def end_epoch(self, fed: Fed) -> None:
+        """Judge the epoch, and keep its weights if they are the best."""
+        with self.ema.in_place_of(self.moving) if self.ema is not None else nullcontext():
+            judged = self._judge(fed)
+            loss = judged["validation_log_loss"]
+            if not math.isfinite(loss):
+                raise self._error(f"the validation loss is not finite after epoch {self.epoch + 1}")
+            self.epoch, self.position = self.epoch + 1, 0
+            if not self.best or loss < self.best["validation_log_loss"]:
+                self.best, self.best_epoch, self.best_state = judged, self.epoch, copied(self.moving)
+            if self.soup is not None:
+                self.soup.add(loss, self.epoch, self.moving)
+        row = {
+            "epoch": self.epoch,
+            "seconds": round(perf_counter() - self.started, 3),
+            "train_loss": float(np.mean(self.losses)),
+            "learning_rate": self._rate(),
+            **judged,
+        }
+        self.losses = []
+        self.told.append((row, self.steps))
+        self.log(row, self.steps)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """No better validation loss for as many epochs as the budget's patience."""
+        patience = self.recipe.training.patience
+        return patience is not None and bool(self.best) and self.epoch - self.best_epoch >= patience
+
+    def finish(self) -> Fitted:
+        """Give the network its best weights."""
+        fed, averaged = self.enter(), list[int]()
+        if self.soup is not None:
+            self.best_state, averaged = self.soup.make(lambda state: self._loss_of(state, fed))
+            self._use(self.best_state, fed)
+            self.best = self._judge(fed)
+        else:
+            put(self.moving, self.best_state)
+        return Fitted(
+            self.best,
+            self.best_epoch,
+            self.epoch,
+            self.steps,
+            stopped_early=self.epoch < self.recipe.training.epochs,
+            seconds=perf_counter() - self.started,
+            resumed_from=self.resumed_from,
+            averaged_epochs=averaged,
+        )
+
+    def _judge(self, fed: Fed) -> dict[str, float]:
+        return judge(self.network, fed.validation, self.device, fed.cut, self.recipe.machine.precision)
+
+    def _loss_of(self, state: State, fed: Fed) -> float:
+        self._use(state, fed)
+        return self._judge(fed)["validation_log_loss"]
+
+    def _use(self, state: State, fed: Fed) -> None:
+        """Averaged weights need statistics of their own (Izmailov et al., SWA, 2018, section 3.2)."""
+        put(self.moving, state)
+        refresh_statistics(self.network, fed, self.device)
+
+    # ------------------------------------------------------------------------------- interruptions
+
+    def save_if_due(self) -> None:
+        """Hand the state to the keeper, if it wants it."""
+        if self.keeper is None or not self.keeper.due():
+            return
+        assert self.optimizer is not None
+        tensors, values = flatten_optimizer(self.optimizer)
+        states = {"model": self.moving, "best": self.best_state}
+        if self.ema is not None:
+            states["ema"] = self.ema.average
+        if self.soup is not None:
+            states |= {f"soup-{place}": state for place, (_, _, state) in enumerate(self.soup.kept)}
+        tensors = {f"optimizer/{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {f"{kind}/{name}": one for kind, state in states.items() for name, one in state.items()}
+        tensors["order"] = self.order_before if self.position else self.order.get_state()
+        self.keeper.save(
+            self.steps,
+            tensors,
+            {
+                "optimizer": values,
+                "scaler": self.scaler.state_dict(),
+                "soup": [[loss, epoch] for loss, epoch, _ in self.soup.kept] if self.soup else [],
+                "steps": self.steps,
+                "epoch": self.epoch,
+                "position": self.position,
+                "entered": self.entered,
+                "losses": self.losses,
+                "best": self.best,
+                "best_epoch": self.best_epoch,
+                "told": self.told,
+                "seconds": perf_counter() - self.started,
+            },
+        )
+        self.last_kept = self.steps
+
+    def resume(self) -> None:
+        """Take up the keeper's newest state, if there is one."""
+        found = self.keeper.load() if self.keeper is not None else None
+        if found is None:
+            return
+        tensors, values = found
+        for stage in self.stages[: values["entered"]]:
+            self._thaw(stage)
+        self.entered = values["entered"]
+        assert self.optimizer is not None
+        restore_optimizer(self.optimizer, _below("optimizer", tensors), values["optimizer"])
+        put(self.moving, _below("model", tensors))
+        self.best_state = {name: tensor.to(self.device) for name, tensor in _below("best", tensors).items()}
+        if self.ema is not None:
+            put(self.ema.average, _below("ema", tensors))
+        if self.soup is not None:
+            self.soup.kept = [
+                (loss, epoch, {k: v.to(self.device) for k, v in _below(f"soup-{place}", tensors).items()})
+                for place, (loss, epoch) in enumerate(values["soup"])
+            ]
+        if values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+        self.order.set_state(tensors["order"])
+        self.epoch, self.position = values["epoch"], values["position"]
+        self.losses, self.best, self.best_epoch = values["losses"], values["best"], values["best_epoch"]
+        self.told = [(row, step) for row, step in values["told"]]
+        self.steps = self.resumed_from = self.last_kept = values["steps"]
+        self.started = perf_counter() - values["seconds"]
+        for row, step in self.told:
+            self.log(row, step)
+
+    # ------------------------------------------------------------------------------------- errors
+
+    def _rate(self) -> float:
+        assert self.optimizer is not None
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _check_finite(self, loss: float, norm: Tensor) -> None:
+        if not math.isfinite(loss):
+            raise self._error(f"the loss is {loss} in epoch {self.epoch + 1}")
+        # With float16 the scaler skips such a step and lowers its scale.
+        if not self.scaler.is_enabled() and not math.isfinite(norm.item()):
+            raise self._error(f"the gradient is not finite in epoch {self.epoch + 1}")
+
+    def _error(self, what: str) -> TrainingError:
+        kept = "no checkpoint was taken before"
+        if self.last_kept is not None:
+            kept = f"the last good checkpoint is of step {self.last_kept}"
+        return TrainingError(
+            f"{what}, step {self.steps + 1}, at learning rate {self._rate():.2g} ({kept}): lower the arm's "
+            "learning rates or raise `training.warmup_fraction`, and look for unusual samples"
+        )
+
+    def _told_of_memory(self, error: RuntimeError) -> RuntimeError | TrainingError:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if self.recipe.machine.auto_batch_size or not should_reduce_batch_size(error):
+            return error
+        return TrainingError(
+            f"out of memory in step {self.steps + 1} with {self.micro_batch} samples at a time: set "
+            "`machine.auto_batch_size: true` or raise `machine.accumulate`; the batch stays the same"
+        )
+
+
+def parts(inputs: Inputs, targets: Tensor, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+    """A batch in parts of at most `size` samples, as even as can be."""
+    count = math.ceil(len(targets) / size)
+    if count == 1:
+        yield inputs, targets
+        return
+    if isinstance(inputs, dict):
+        split = {name: tensor.tensor_split(count) for name, tensor in inputs.items()}
+        for place, some in enumerate(targets.tensor_split(count)):
+            yield {name: tensors[place] for name, tensors in split.items()}, some
+    else:
+        yield from zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
+
+
+def autocast(device: torch.device, precision: str) -> Callable[[], Any]:
+    """A context in which matrices are multiplied in that precision.
+
+    Raises:
+        UserError: the device cannot.
+    """
+    if precision == "float32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, PRECISIONS[precision])
+
+
+def fit_at_once(
+    network: Network | Probe, fed: Fed, recipe: Recipe, *, log: Log, device: torch.device | None = None
+) -> Fitted:
+    """Fit a head on frozen features with full-batch L-BFGS; counts as one epoch.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    device, started = device or torch.device("cpu"), perf_counter()
+    inputs, labels = fed.train.batch(list(range(len(fed.train.labels))))
+    assert isinstance(inputs, Tensor), "features, no texts"
+    network.to(device)
+    solved = probing.solve(network.head, inputs.to(device), labels.to(device), recipe.arm, recipe.objective)
+    judged = judge(network, fed.validation, device, fed.cut)
+    seconds = perf_counter() - started
+    row = {
+        "epoch": 1,
+        "seconds": round(seconds, 3),
+        "train_loss": solved.loss,
+        "learning_rate": 0.0,
+        **judged,
+    }
+    log(row, solved.iterations)
+    return Fitted(judged, 1, 1, solved.iterations, stopped_early=False, seconds=seconds)
+
+
+@torch.no_grad()
+def refresh_statistics(network: nn.Module, fed: Fed, device: torch.device) -> None:
+    """Learn anew the statistics of the batch normalisations that train, in one pass over the train split."""
+    freezing.train_mode(network)
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    for indices in fed.train.order(torch.Generator().manual_seed(0)):
+        network(to_device(fed.train.batch(indices)[0], device), fed.cut)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def judge(
+    network: nn.Module,
+    batches: Batches,
+    device: torch.device | None = None,
+    cut: int = 0,
+    precision: str = "float32",
+) -> dict[str, float]:
+    """Validation metrics of a network: accuracy, macro-F1 and log-loss."""
+    probabilities = predict(network, batches.samples, device, cut=cut, precision=precision).astype(np.float64)
     truth = batches.labels.numpy()
     return {
         f"validation_{name}": metrics.score(name, truth, probabilities) for name in metrics.HIGHER_IS_BETTER
@@ -128,31 +540,44 @@ def judge(model: nn.Module, batches: Batches, device: torch.device | None = None
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, samples: Samples, device: torch.device | None = None, batch_size: int = PREDICT_BATCH
+    network: nn.Module,
+    samples: Samples,
+    device: torch.device | None = None,
+    batch_size: int = PREDICT_BATCH,
+    *,
+    cut: int = 0,
+    precision: str = "float32",
 ) -> NDArray[np.float32]:
     """Probabilities of all samples in their order, in eval mode.
+
+    Args:
+        network: takes inputs and, beyond 0, a cut; gives logits.
+        samples: images or texts, or activations after `cut` layers.
+        device: where to compute; the CPU when not given.
+        batch_size: samples at a time; texts of like length together.
+        cut: the layer that the samples' activations come out of.
+        precision: as in `machine.precision`.
 
     Returns:
         Shape (samples, classes), float32.
     """
     device = device or torch.device("cpu")
-    model.to(device).eval()
-    parts = [
-        functional.softmax(model(to_device(samples.batch(indices), device)).float(), dim=1).cpu().numpy()
-        for indices in in_turn(len(samples), batch_size)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
+    network.to(device).eval()
+    found: NDArray[np.float32] | None = None
+    for indices in by_length(samples, batch_size):
+        inputs = to_device(samples.batch(indices), device)
+        with autocast(device, precision)():
+            logits = network(inputs, cut) if cut else network(inputs)
+        rows = functional.softmax(logits.float(), dim=1).cpu().numpy()
+        if found is None:
+            found = np.empty((len(samples), rows.shape[1]), dtype=np.float32)
+        found[indices] = rows
+    return np.empty((0, 0), dtype=np.float32) if found is None else found
 
 
-def _check_finite(loss: Tensor, norm: Tensor, epoch: int, step: int, rate: float) -> None:
-    if not math.isfinite(loss.item()):
-        raise TrainingError(_advice(f"the loss is {loss.item()} in epoch {epoch}", step, rate))
-    if not math.isfinite(norm.item()):
-        raise TrainingError(_advice(f"the gradient is not finite in epoch {epoch}", step, rate))
-
-
-def _advice(what: str, step: int, rate: float) -> str:
-    return (
-        f"{what}, step {step}, at learning rate {rate:.2g}: lower the arm's learning rates or raise "
-        "`training.warmup_fraction`, and look for unusual samples"
-    )
+def _below(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{kind}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{kind}/")
+    }

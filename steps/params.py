@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StringConstraints,
@@ -25,8 +23,14 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from steps.arms import Arm, Choices, Library, Lora, Machine, changed, misfits, with_rates
 from steps.artifacts import read_json
-from steps.errors import ParamsError
+from steps.errors import ParamsError, UserError
+from steps.settings import Settings, suggest
+
+__all__ = [  # the models of arms and the base are known by this room's name too
+    "Arm", "Lora", "Machine", "Settings",
+]  # fmt: skip
 
 TASKS = ("image-classification", "text-classification")
 TaskName = Literal["image-classification", "text-classification"]
@@ -47,12 +51,6 @@ def _inside(value: str) -> str:
 
 
 PathInside = Annotated[str, AfterValidator(_inside)]
-
-
-class Settings(BaseModel):
-    """Base of all models: frozen, strict types, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------------------- raw data
@@ -234,34 +232,6 @@ class Evaluation(Settings):
     reference: ArmName = Field("scratch", description="The arm that the verdict compares with.")
 
 
-class Arm(Settings):
-    """A way to start and to tune."""
-
-    start: Literal["scratch", "pretrained"]
-    tune: Literal["all", "head"]
-    learning_rate: float = Field(gt=0, description="Of the head; of everything when started from scratch.")
-    backbone_learning_rate: float | None = Field(None, gt=0, description="Of the backbone, when tuned.")
-    weight_decay: float = Field(0.01, ge=0)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.tune == "head" and self.start == "scratch":
-            raise ValueError("a head alone needs `start: pretrained`: random features are no start")
-        if self.tune == "head" and self.backbone_learning_rate is not None:
-            raise ValueError("`backbone_learning_rate` has no use with `tune: head`")
-        return self
-
-
-class ArmChanges(Settings):
-    """What an experiment changes of an arm."""
-
-    start: Literal["scratch", "pretrained"] | None = None
-    tune: Literal["all", "head"] | None = None
-    learning_rate: float | None = Field(None, gt=0)
-    backbone_learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-
-
 class Experiment(Settings):
     """One entry under `experiments:`."""
 
@@ -272,7 +242,10 @@ class Experiment(Settings):
     split: Split = Split()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    arms: dict[ArmName, ArmChanges | None] = Field(default_factory=dict)
+    machine: Machine = Machine()
+    arms: dict[ArmName, Choices | None] = Field(
+        default_factory=dict, description="What this experiment changes of an arm; `null` leaves it out."
+    )
 
     @model_validator(mode="after")
     def _content_fits_task(self) -> Self:
@@ -284,6 +257,15 @@ class Experiment(Settings):
             raise ValueError(f"data set {data.dataset} does not fit task {self.task}")
         return self
 
+    @model_validator(mode="after")
+    def _parts_of_a_batch_are_whole(self) -> Self:
+        size, parts = self.training.batch_size, self.machine.accumulate
+        if size % parts:
+            raise ValueError(
+                f"`machine.accumulate: {parts}` does not divide `training.batch_size: {size}`; change one"
+            )
+        return self
+
 
 class Pretrained(Settings):
     """A pretrained backbone: where it comes from and what it must be."""
@@ -292,7 +274,7 @@ class Pretrained(Settings):
     package: str = Field(description="Name of the installed Python package, as imported.")
     file: PathInside = Field(description="The weights, below the package's folder.")
     sha256: Sha256
-    library: Literal["timm", "transformers"]
+    library: Library
     architecture: str = Field(description="timm's name of the model; for transformers the model type.")
     names: Literal["by_name", "by_order"] = Field(
         "by_name", description="How tensors are matched; by order every shape must fit."
@@ -327,7 +309,7 @@ class Params(Settings):
             if slug not in self.pretrained:
                 mistakes.append(
                     f"experiments.{name}.model.pretrained: {slug!r} is not under `pretrained:`"
-                    f"{_suggest(slug, self.pretrained)}"
+                    f"{suggest(slug, self.pretrained)}"
                 )
             else:
                 wanted = "timm" if experiment.task == "image-classification" else "transformers"
@@ -340,7 +322,7 @@ class Params(Settings):
                 if arm not in self.arms:
                     mistakes.append(
                         f"experiments.{name}.arms.{arm}: is not under the top-level `arms:`"
-                        f"{_suggest(arm, self.arms)}"
+                        f"{suggest(arm, self.arms)}"
                     )
             kept = [arm for arm in self.arms if experiment.arms.get(arm, ...) is not None]
             if experiment.evaluation.reference not in kept:
@@ -349,20 +331,45 @@ class Params(Settings):
                     "is not among the experiment's arms"
                 )
             for arm in kept:
-                try:
-                    self.arm(name, arm)
-                except ValidationError as error:
-                    mistakes += _lines(error, ("experiments", name, "arms", arm))
+                mistakes += self._mistakes_of(name, arm)
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
 
+    def _mistakes_of(self, name: str, arm: str) -> list[str]:
+        """What is wrong with an arm in an experiment."""
+        experiment = self.experiments[name]
+        place = ("experiments", name, "arms", arm)
+        try:
+            merged = changed(self.arms[arm], experiment.arms.get(arm) or Choices())
+        except ValidationError as error:
+            return _lines(error, place)
+        found = misfits(merged, experiment.task, experiment.training.epochs)
+        return [f"{'.'.join(place)}: {text}" for text in found]
+
     def arm(self, experiment: str, arm: str) -> Arm | None:
-        """The arm as this experiment uses it; None when it is left out."""
-        changes = self.experiments[experiment].arms.get(arm, ArmChanges())
+        """The arm as this experiment uses it, complete with its rates; None when it is left out."""
+        entry = self.experiments[experiment]
+        changes = entry.arms.get(arm, Choices())
         if changes is None:
             return None
-        return Arm(**{**self.arms[arm].model_dump(), **changes.model_dump(exclude_unset=True)})
+        library = self.pretrained[entry.model.pretrained].library
+        return with_rates(changed(self.arms[arm], changes), library)
+
+    def chosen(self, experiment: str, arm: str) -> Arm:
+        """The arm of an experiment that a user named.
+
+        Raises:
+            UserError: there is no such experiment or arm, or the experiment leaves the arm out.
+        """
+        if experiment not in self.experiments:
+            raise UserError(f"there is no experiment {experiment!r}{suggest(experiment, self.experiments)}")
+        if arm not in self.arms:
+            raise UserError(f"there is no arm {arm!r}{suggest(arm, self.arms)}")
+        found = self.arm(experiment, arm)
+        if found is None:
+            raise UserError(f"{experiment} leaves {arm} out: its `arms:` in params.yaml say `{arm}: null`")
+        return found
 
     def arm_names(self, experiment: str) -> list[str]:
         """The arms this experiment compares, in the order of the top-level `arms:`."""
@@ -391,6 +398,7 @@ class EmbedSettings(Settings):
 
     task: TaskName
     model: Model
+    machine: Machine = Machine()
 
 
 class TrainSettings(Settings):
@@ -400,6 +408,7 @@ class TrainSettings(Settings):
     model: Model
     training: Training
     arm: Arm | None
+    machine: Machine = Machine()
 
 
 class EvaluateSettings(Settings):
@@ -410,6 +419,7 @@ class EvaluateSettings(Settings):
     evaluation: Evaluation
     arms: Annotated[tuple[str, ...], Field(strict=False)]
     seeds: Annotated[tuple[int, ...], Field(strict=False)]
+    machine: Machine = Machine()
 
 
 class CompareSettings(Settings):
@@ -464,11 +474,6 @@ def read_settings(model: type[S], path: Path) -> S:
     return parse(model, read_json(path, "python -m steps.resolve"), str(path))
 
 
-def _suggest(name: str, known: Any) -> str:  # noqa: ANN401 - any collection of names
-    close = difflib.get_close_matches(name, [str(one) for one in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(map(str, known))}"
-
-
 _LIMITS = {
     "greater_than": ("gt", ">"),
     "greater_than_equal": ("ge", ">="),
@@ -509,7 +514,8 @@ def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
             if not path:
                 lines += inner.split("\n")
                 continue
-            text = inner
+            lines += [f"{path}: {line}" for line in inner.split("\n")]
+            continue
         elif is_key:
             text = (
                 "is no name we can use: lower case letters and digits, joined by one dash (arms: underscore)"
@@ -542,12 +548,15 @@ def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
         "split": (Split,),
         "training": (Training,),
         "evaluation": (Evaluation,),
+        "machine": (Machine,),
     }
     entries: dict[str, tuple[type[Settings], ...]] = {
         "experiments": (Experiment,),
         "arms": (Arm,),
         "pretrained": (Pretrained,),
     }
+    if len(parents) in (3, 5) and parents[-1] == "lora":
+        return (Lora,)
     if len(parents) == 3 and parents[-1] in sections:
         return sections[parents[-1]]
     return entries.get(parents[-2], (Params,)) if len(parents) >= 2 else (Params,)

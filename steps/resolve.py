@@ -45,18 +45,24 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
     for name, experiment in checked.experiments.items():
         arms = {arm: checked.arm(name, arm) for arm in checked.arms}
         kept = {arm: settings for arm, settings in arms.items() if settings is not None}
-        task, model, training = experiment.task, experiment.model, experiment.training
+        task, model, training, machine = (
+            experiment.task,
+            experiment.model,
+            experiment.training,
+            experiment.machine,
+        )
         steps: dict[str, Settings] = {
             "ingest": IngestSettings(task=task, data=experiment.data),
             "validate": ValidateSettings(task=task, validation=experiment.validation),
             "split": experiment.split,
-            "embed": EmbedSettings(task=task, model=model),
+            "embed": EmbedSettings(task=task, model=model, machine=machine),
             "evaluate": EvaluateSettings(
                 task=task,
                 model=model,
                 evaluation=experiment.evaluation,
                 arms=tuple(kept),
                 seeds=training.seeds,
+                machine=machine,
             ),
             "compare": CompareSettings(
                 task=task, model=model, training=training, evaluation=experiment.evaluation, arms=kept
@@ -65,7 +71,7 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
         files |= {artifacts.settings_file(name, step): settings for step, settings in steps.items()}
         files |= {
             artifacts.settings_file(name, "train", arm): TrainSettings(
-                task=task, model=model, training=training, arm=settings
+                task=task, model=model, training=training, arm=settings, machine=machine
             )
             for arm, settings in arms.items()
         }

@@ -3,142 +3,180 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor
 
-from steps import artifacts, checkpoint, data, entry, features, freezing, loop, network, params, tasks
-from steps.data import Batches, FeatureSamples
-from steps.errors import HeadstartError
-from steps.params import Arm, TrainSettings
-
-
-@dataclass(frozen=True)
-class Job:
-    """One arm of one experiment: what all its seeds share."""
-
-    experiment: str
-    arm_name: str
-    arm: Arm
-    settings: TrainSettings
-    pretrained: Path
-    classes: list[str]
-    rows: pd.DataFrame
-    device: torch.device
-
-    @property
-    def only_head(self) -> bool:
-        """The backbone stays as it is: its features, computed before, are the inputs."""
-        return self.arm.tune == "head"
+from steps import artifacts, checkpoint, data, entry, freezing, loop, trainable
+from steps.errors import TrainingError
+from steps.loop import Fitted
+from steps.network import Layer, Network, Probe
+from steps.resume import Checkpoints, code_sha256
+from steps.trainable import Job
 
 
 def train(experiment: str, arm: str) -> None:
     """Write `work/<experiment>/arms/<arm>/`, one folder a seed.
 
+    An interrupted training goes on where it was: its states lie below `.headstart/checkpoints/` until the
+    arm is complete, under a key of everything that determines the weights.
+
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, memory does not suffice, or a checkpoint is another run's.
         DataError: a sample cannot be read.
-        HeadstartError: the pretrained weights changed under a training that must not touch them.
+        UserError: the arm does not fit the backbone, the device is not there, or the cache is too small.
+        HeadstartError: tensors changed in a training that must not touch them.
     """
-    settings = params.read_settings(TrainSettings, artifacts.settings_file(experiment, "train", arm))
+    code_sha256()  # as it is now, before a long training in which somebody may edit it
+    settings = trainable.settings_of(experiment, arm)
+    states = artifacts.checkpoints_dir(experiment, arm)
     with artifacts.new_folder(artifacts.arms_dir(experiment) / arm) as folder:
         if settings.arm is None:
             artifacts.write_json(folder / artifacts.LEFT_OUT, {"experiment": experiment, "arm": arm})
             entry.say(f"{experiment} leaves {arm} out")
             return
-        rows = data.read_split(experiment)
-        pretrained = artifacts.pretrained_dir(settings.model.pretrained)
-        classes = data.classes_of(rows)
-        job = Job(
-            experiment, arm, settings.arm, settings, pretrained, classes, rows, network.prepare_device()
-        )
-        fit_on, judge_by = batches(job, "train"), batches(job, "validation")
+        job = trainable.load(experiment, arm, settings)
         for seed in settings.training.seeds:
             (folder / f"seed-{seed}").mkdir()
-            train_seed(job, seed, fit_on, judge_by, folder / f"seed-{seed}")
+            train_seed(job, seed, folder / f"seed-{seed}", states)
+    shutil.rmtree(states, ignore_errors=True)
 
 
-def batches(job: Job, split: str) -> Batches:
-    """The labelled samples of a split: features where the backbone is frozen, else images or texts."""
-    part = job.rows[job.rows["split"] == split]
-    if job.only_head:
-        samples: data.Samples = features.read(artifacts.features_dir(job.experiment), part["id"])
-    else:
-        task = tasks.get(job.settings.task)
-        contents = tasks.contents(task, part, artifacts.data_dir(job.experiment))
-        samples = task.samples(contents, job.settings.model, job.pretrained)
-    labels = torch.from_numpy(data.label_indices(part["label"], job.classes))
-    return Batches(samples, labels, job.settings.training.batch_size)
-
-
-def build(job: Job, seed: int, fit_on: Batches) -> nn.Module:
-    """The network to train, or the head alone where the backbone is frozen.
-
-    The generator is set anew before the head is drawn, so a seed's first head is the same in every arm.
-    """
-    dropout = job.settings.model.dropout
-    if job.only_head:
-        assert isinstance(fit_on.samples, FeatureSamples)
-        torch.manual_seed(seed)
-        return network.build_head(fit_on.samples.features.shape[1], len(job.classes), dropout)
-    torch.manual_seed(seed)
-    backbone = network.build_backbone(job.pretrained, pretrained=job.arm.start == "pretrained")
-    torch.manual_seed(seed)
-    return network.Network(backbone, len(job.classes), dropout)
-
-
-def train_seed(job: Job, seed: int, fit_on: Batches, judge_by: Batches, folder: Path) -> None:
+def train_seed(job: Job, seed: int, folder: Path, states: Path) -> None:
     """Fit one model, and write its weights, history and journal."""
-    model = build(job, seed, fit_on)
     label = f"{job.experiment}/{job.arm_name} seed {seed}"
-    started = perf_counter()
-    with entry.Progress(label, job.settings.training.epochs * len(fit_on)) as progress:
-        history = History(folder / checkpoint.HISTORY, progress)
-        fitted = loop.fit(
-            model,
-            fit_on,
-            judge_by,
-            freezing.parameter_groups(model, job.arm),
-            job.settings.training,
-            seed=seed,
-            log=history.log,
-            device=job.device,
-        )
-    seconds = perf_counter() - started
-    history.write()
-    written = checkpoint.save_weights(model, folder)
-    journal = {
-        **described(job, seed, model, len(fit_on.labels), len(judge_by.labels)),
+    fit = partial(fit_once, job, seed, folder, states / f"seed-{seed}", label)
+    if job.machine.auto_batch_size:
+        from accelerate.utils.memory import find_executable_batch_size
+
+        model, fitted, frozen = find_executable_batch_size(
+            lambda size: fit(size),
+            starting_batch_size=first_micro_batch(job),
+            reduce_batch_size_fn=Halving(job),
+        )()
+    else:
+        model, fitted, frozen = fit(None)
+    trainable_parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    if job.arm.tune == "lora":
+        freezing.merge_lora(model)
+    described = journal(job, seed, model, fitted)
+    trained = model.head if job.only_head else model
+    written = checkpoint.save_weights(trained, folder)
+    described |= {
+        "trainable_parameters": trainable_parameters,
+        "frozen": frozen,
         "weights_sha256": written,
-        "frozen": proof_of_freezing(job),
-        "steps": fitted.steps,
-        "epochs": fitted.epochs,
-        "best_epoch": fitted.best_epoch,
-        "stopped_early": fitted.stopped_early,
-        "best": fitted.best,
-        "seconds": round(seconds, 3),
-        "samples_per_second": round(fitted.epochs * len(fit_on.labels) / seconds, 1),
     }
-    artifacts.write_json(folder / checkpoint.JOURNAL, journal)
+    artifacts.write_json(folder / checkpoint.JOURNAL, described)
     accuracy, log_loss = fitted.best["validation_accuracy"], fitted.best["validation_log_loss"]
     entry.say(
         f"{label}: validation accuracy {accuracy:.3f}, log-loss {log_loss:.3f} "
-        f"in epoch {fitted.best_epoch} of {fitted.epochs}, {seconds:.1f} s"
+        f"in epoch {fitted.best_epoch} of {fitted.epochs}, {fitted.seconds:.1f} s"
     )
 
 
-def described(
-    job: Job, seed: int, model: nn.Module, train_labels: int, validation_labels: int
-) -> dict[str, Any]:
-    """The part of the journal that is known before the training."""
-    parameters = list(model.parameters())
-    untouched = provenance(job)["parameters"] if job.only_head else 0
+def fit_once(
+    job: Job, seed: int, folder: Path, states: Path, label: str, micro_batch: int | None
+) -> tuple[Network | Probe, Fitted, dict[str, Any]]:
+    """Build the network and fit it; gives it with the proof of what stayed frozen."""
+    model = trainable.build(job, seed)
+    if job.arm.head_first:
+        assert isinstance(model, Network)
+        trainable.fit_head_first(job, model)
+    proof = freezing.Proof(model)
+    stages = trainable.stages(job, model, seed)
+    steps = job.settings.training.epochs * len(job.batches("train", data.FeatureSamples(job.train_labels)))
+    with entry.Progress(label, steps) as progress:
+        history = History(folder / checkpoint.HISTORY, progress)
+        if job.arm.solver == "lbfgs":
+            stages[0].thaw()
+            fitted = loop.fit_at_once(model, stages[0].feed(), job.recipe, log=history.log, device=job.device)
+        else:
+            key = run_key(job, seed)
+            kept = Told(label, states / artifacts.sha256_json(key)[:12], key, job.machine.checkpoint_seconds)
+            fitted = loop.fit(
+                model, stages, job.recipe, seed=seed, log=history.log, device=job.device, keeper=kept,
+                micro_batch=micro_batch,
+            )  # fmt: skip
+    history.write()
+    if job.on_features:
+        return model, fitted, trainable.proof_of_stored_features(job)
+    thawed: list[Layer] = []
+    if job.arm.tune == "gradual" and isinstance(model, Network):
+        when = freezing.thaw_epochs(model, job.arm, fitted.epochs)
+        thawed = [layer for layer in model.backbone.layers if layer.name in when]
+    return model, fitted, proof.check(model, thawed)
+
+
+class Told(Checkpoints):
+    """Checkpoints that say where an interrupted training goes on.
+
+    Args:
+        label: what is trained, in words.
+    """
+
+    def __init__(self, label: str, folder: Path, key: dict[str, Any], every_seconds: float) -> None:
+        super().__init__(folder, key, every_seconds, entry.say)
+        self.label = label
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """As `Checkpoints` does, with a word about it."""
+        found = super().load()
+        if found is not None:
+            step, epoch = found[1]["steps"], found[1]["epoch"] + 1
+            entry.say(f"{self.label}: goes on from step {step} (epoch {epoch})")
+        return found
+
+
+def run_key(job: Job, seed: int) -> dict[str, Any]:
+    """Everything that determines the weights: a state is taken up only where all of it is the same."""
+    return {
+        "experiment": job.experiment,
+        "arm": job.arm_name,
+        "seed": seed,
+        "settings": job.settings.model_dump(mode="json"),
+        "data_sha256": data.fingerprint(job.rows[job.rows["split"] != ""]),
+        "pretrained_sha256": job.pretrained_sha256,
+        "code_sha256": code_sha256(),
+        "torch": torch.__version__,
+        "device": job.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def first_micro_batch(job: Job) -> int:
+    """How many samples to compute at a time, to begin with."""
+    return job.settings.training.batch_size // job.machine.accumulate
+
+
+class Halving:
+    """Half as many samples at a time whenever memory did not suffice; the batch stays the same."""
+
+    def __init__(self, job: Job) -> None:
+        self.size = first_micro_batch(job)
+
+    def __call__(self) -> int:
+        """The next size.
+
+        Raises:
+            TrainingError: one sample at a time was too much.
+        """
+        if self.size == 1:
+            raise TrainingError("out of memory with one sample at a time: use a smaller image or text size")
+        self.size = max(1, self.size // 2)
+        entry.say(f"out of memory: going on with {self.size} samples at a time, the batch stays the same")
+        return self.size
+
+
+def journal(job: Job, seed: int, model: Network | Probe, fitted: Fitted) -> dict[str, Any]:
+    """run.json but for what is frozen and the digest of the weights."""
+    untouched = 0 if isinstance(model, Network) else trainable.provenance(job)["parameters"]
+    train_labels = len(job.train_labels)
     return {
         "experiment": job.experiment,
         "task": job.settings.task,
@@ -148,40 +186,26 @@ def described(
         "tune": job.arm.tune,
         "classes": job.classes,
         "weights": "head" if job.only_head else "network",
-        "parameters": untouched + sum(parameter.numel() for parameter in parameters),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "parameters": untouched + sum(parameter.numel() for parameter in model.parameters()),
         "train_labels": train_labels,
-        "validation_labels": validation_labels,
+        "validation_labels": len(job.part("validation")),
         "batch_size": job.settings.training.batch_size,
         "device": job.device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "settings": job.settings.model_dump(mode="json"),
         "data_sha256": data.fingerprint(job.rows[job.rows["split"] != ""]),
-        "pretrained_sha256": artifacts.sha256_file(job.pretrained / "model.safetensors"),
+        "pretrained_sha256": job.pretrained_sha256,
+        "steps": fitted.steps,
+        "epochs": fitted.epochs,
+        "best_epoch": fitted.best_epoch,
+        "averaged_epochs": fitted.averaged_epochs,
+        "stopped_early": fitted.stopped_early,
+        "resumed_from": fitted.resumed_from,
+        "best": fitted.best,
+        "seconds": round(fitted.seconds, 3),
+        "samples_per_second": round(fitted.epochs * train_labels / fitted.seconds, 1),
     }
-
-
-def proof_of_freezing(job: Job) -> dict[str, Any]:
-    """How many tensors had to stay as they were, checked against what fetch wrote.
-
-    Raises:
-        HeadstartError: they changed.
-    """
-    if not job.only_head:
-        return {"tensors": 0, "unchanged": True}
-    fetched = provenance(job)
-    weights = job.pretrained / "model.safetensors"
-    used = features.key(artifacts.features_dir(job.experiment))["pretrained_sha256"]
-    if not artifacts.sha256_file(weights) == fetched["converted_sha256"] == used:
-        raise HeadstartError(f"{weights} is not what fetch wrote or embed read; run `dvc repro` again")
-    return {"tensors": fetched["tensors"], "unchanged": True}
-
-
-def provenance(job: Job) -> dict[str, Any]:
-    """What fetch wrote of the pretrained weights."""
-    found: dict[str, Any] = artifacts.read_json(job.pretrained / "provenance.json", "python -m steps.fetch")
-    return found
 
 
 class History:
@@ -194,15 +218,13 @@ class History:
     def __init__(self, path: Path, progress: entry.Progress) -> None:
         self.path, self.progress = path, progress
         self.rows: list[dict[str, float]] = []
-        self.started = perf_counter()
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Take values after a step, or (with `epoch`) after an epoch."""
+        self.progress.reached(step)
         if "epoch" not in values:
-            self.progress.reached(step)
             return
-        seconds = round(perf_counter() - self.started, 3)
-        self.rows.append({"epoch": values["epoch"], "step": step, "seconds": seconds, **values})
+        self.rows.append({"epoch": values["epoch"], "step": step, "seconds": values["seconds"], **values})
         self.progress.note(
             f"epoch {values['epoch']:.0f}, loss {values['train_loss']:.3f}, "
             f"validation accuracy {values['validation_accuracy']:.3f}"

@@ -52,7 +52,7 @@ class Made:
 
 
 ARMS = {
-    "scratch": Arm(start="scratch", tune="all", learning_rate=0.002),
+    "scratch": Arm(start="random", tune="all", learning_rate=0.002),
     "frozen": Arm(start="pretrained", tune="head", learning_rate=0.01),
     "full": Arm(start="pretrained", tune="all", learning_rate=0.005, backbone_learning_rate=0.001),
 }

@@ -31,7 +31,7 @@ def written(folder: Path, model: torch.nn.Module, kind: str) -> Path:
         "weights": kind,
         "weights_sha256": checkpoint.save_weights(model, folder),
         "classes": ["a", "b"],
-        "settings": {"model": {"dropout": 0.2}},
+        "settings": {"model": {"dropout": 0.2}, "arm": {"head": "linear"}},
     }
     artifacts.write_json(folder / checkpoint.JOURNAL, journal)
     return folder

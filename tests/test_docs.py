@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+from steps.arms import PRESETS, Choices, Lora, Machine
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -19,6 +21,12 @@ def make_params() -> ModuleType:
 
 def test_the_page_of_keys_is_what_the_models_say() -> None:
     assert (DOCS / "params.md").read_text("utf-8") == make_params().page(), "run `make docs`"
+
+
+def test_the_page_names_every_key_and_preset_of_an_arm() -> None:
+    page = make_params().page()
+    for name in (*Choices.model_fields, *Machine.model_fields, *Lora.model_fields, *PRESETS):
+        assert f"| `{name}` |" in page, name
 
 
 def test_readme_links_lead_somewhere() -> None:

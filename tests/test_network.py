@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from steps import network
-from steps.errors import WeightsError
-from steps.network import ImageBackbone, Network, TextBackbone
+from steps import artifacts, network
+from steps.errors import UserError, WeightsError
+from steps.network import Backbone, ImageBackbone, Network, Probe
 
 VISION = {"library": "timm", "name": "test_efficientnet", "mean": [0.5] * 3, "std": [0.5] * 3}
+VIT = {"library": "timm", "name": "test_vit", "img_size": 32}
 TEXT = {
     "library": "transformers",
     "name": "bert",
@@ -20,35 +26,71 @@ TEXT = {
         "intermediate_size": 32,
     },
 }
+DESCRIPTIONS: dict[str, dict[str, Any]] = {"vision": VISION, "vit": VIT, "text": TEXT}
 
 
-@pytest.fixture(scope="module", params=["vision", "text"])
-def backbone(request: pytest.FixtureRequest) -> ImageBackbone | TextBackbone:
-    return network.architecture(VISION if request.param == "vision" else TEXT)
+@pytest.fixture(params=DESCRIPTIONS)
+def description(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return DESCRIPTIONS[request.param]
 
 
-def test_layers_hold_every_parameter_once(backbone: ImageBackbone | TextBackbone) -> None:
-    model = Network(backbone, classes=4, dropout=0.1)
-    found = [id(parameter) for _, layer in model.layers() for parameter in layer.parameters()]
-    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
-    assert model.layers()[-1][0] == "head"
+@pytest.fixture
+def backbone(description: dict[str, Any]) -> Backbone:
+    torch.manual_seed(1)
+    return network.architecture(description)
 
 
-def test_layers_stand_from_bottom_to_top(backbone: ImageBackbone | TextBackbone) -> None:
-    """A layer's output changes only what comes after it: seen by the order of their forward calls."""
-    called: list[str] = []
-    handles = [
-        layer.register_forward_hook(lambda *_, name=name: called.append(name))
-        for name, layer in backbone.layers()
-    ]
+def inputs(backbone: Backbone, count: int = 4) -> network.Inputs:
+    generator = torch.Generator().manual_seed(0)
     if isinstance(backbone, ImageBackbone):
-        backbone(torch.zeros(2, 3, 32, 32))
-    else:
-        ones = torch.ones(2, 5, dtype=torch.long)
-        backbone({"input_ids": ones, "attention_mask": ones})
-    for handle in handles:
-        handle.remove()
-    assert called == [name for name, _ in backbone.layers()]
+        return torch.rand(count, 3, 32, 32, generator=generator)
+    ids = torch.randint(5, 50, (count, 6), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1:, 4:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_layers_hold_every_parameter_once(backbone: Backbone) -> None:
+    model = Network(backbone, classes=4, dropout=0.1)
+    found = [id(parameter) for layer in model.layers() for parameter in layer.parameters()]
+    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+    assert [layer.name for layer in model.layers()][-1] == "head"
+    assert len(model.layers()) == len(backbone.layers) + 1
+
+
+def test_a_network_goes_on_from_any_cut(backbone: Backbone) -> None:
+    model = Network(backbone, classes=4, dropout=0.1).eval()
+    given = inputs(backbone)
+    with torch.inference_mode():
+        logits = model(given)
+        assert logits.shape == (4, 4)
+        for cut in backbone.cuts:
+            assert torch.equal(model(backbone(given, 0, cut), cut), logits)
+
+
+def test_names_of_tensors_start_with_their_part(backbone: Backbone) -> None:
+    names = list(Network(backbone, classes=4, dropout=0.1).state_dict())
+    assert names[-2:] == ["head.1.weight", "head.1.bias"]
+    assert all(name.startswith("backbone.model.") for name in names[:-2])
+
+
+def test_a_probe_is_a_network_without_its_backbone() -> None:
+    probe = Probe(5, 3, 0.2).eval()
+    features = torch.rand(2, 5)
+    assert torch.equal(probe(features), probe(features, 7))
+    torch.testing.assert_close(probe(features), features @ probe.head[1].weight.T + probe.head[1].bias)  # type: ignore[operator]
+    assert [layer.name for layer in probe.layers()] == ["head"]
+    assert len(probe.layers()[0].parameters()) == 2
+
+
+def test_heads() -> None:
+    linear, mlp = network.build_head(5, 3, 0.2), network.build_head(5, 3, 0.2, "mlp")
+    assert [type(one).__name__ for one in linear] == ["Dropout", "Linear"]
+    assert [type(one).__name__ for one in mlp] == ["Dropout", "Linear", "GELU", "Dropout", "Linear"]
+    assert [tuple(parameter.shape) for parameter in mlp.parameters()] == [(5, 5), (5,), (3, 5), (3,)]
+    assert {one.p for one in mlp if isinstance(one, nn.Dropout)} == {0.2}
+    model = Network(network.architecture(TEXT), 3, 0.2, "mlp")
+    assert len(model.head) == 5
 
 
 def test_padding_changes_no_feature() -> None:
@@ -59,6 +101,133 @@ def test_padding_changes_no_feature() -> None:
         "attention_mask": torch.tensor([[1, 1, 1, 0, 0]]),
     }
     torch.testing.assert_close(text(short), text(padded))
+
+
+def step(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """One training step's features, gradients and buffers."""
+    torch.manual_seed(8)
+    given = inputs(backbone)
+    features = backbone(given)
+    features.square().sum().backward()
+    gradients = {
+        name: parameter.grad for name, parameter in backbone.named_parameters() if parameter.grad is not None
+    }
+    assert len(gradients) == len(list(backbone.parameters()))
+    return features, gradients, dict(backbone.named_buffers())
+
+
+def test_checkpointing_changes_no_gradient_and_no_statistic(description: dict[str, Any]) -> None:
+    """With dropout, stochastic depth and batch normalisation at work."""
+    torch.manual_seed(1)
+    plain = network.architecture(description, 0.3).train()
+    frugal = copy.deepcopy(plain)
+    frugal.checkpointing = True
+    called: list[str] = []
+    frugal.layers[1].modules[0].register_forward_pre_hook(lambda *_: called.append("layer 1"))
+    features, gradients, buffers = step(plain)
+    found = step(frugal)
+    assert called == ["layer 1"] * 2, "it was not computed again"
+    assert torch.equal(found[0], features)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert torch.equal(found[1][name], gradient), name
+    for name, buffer in buffers.items():
+        assert torch.equal(found[2][name], buffer), name
+
+
+def test_checkpointing_is_for_training_only() -> None:
+    backbone = network.architecture(VISION)
+    backbone.checkpointing = True
+    called: list[int] = []
+    backbone.layers[1].modules[0].register_forward_pre_hook(lambda *_: called.append(1))
+    backbone.eval()(inputs(backbone)).sum().backward()
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("top", [0, 1, 3])
+def test_reinitialise_draws_the_top_layers_anew(
+    backbone: Backbone, description: dict[str, Any], top: int
+) -> None:
+    with torch.no_grad():
+        for tensor in backbone.state_dict().values():
+            tensor.add_(1)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    torch.manual_seed(77)
+    fresh = network.architecture(description).state_dict()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    network.reinitialise(backbone, description, top, 77)
+    assert torch.equal(torch.get_rng_state(), state)
+    anew = tensors_of(backbone, len(backbone.layers) - top)
+    assert bool(anew) == (top > 0)
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, (fresh if name in anew else before)[name]), name
+
+
+def tensors_of(backbone: Backbone, bottom: int) -> set[str]:
+    """Names of parameters and buffers of all layers from `bottom` on."""
+    inside: set[int] = set()
+    for layer in backbone.layers[bottom:]:
+        inside |= {id(one) for module in layer.modules for one in module.buffers()}
+        inside |= {id(one) for one in layer.parameters()}
+    everything = [*backbone.named_parameters(), *backbone.named_buffers()]
+    return {name for name, one in everything if id(one) in inside} & set(backbone.state_dict())
+
+
+def test_all_layers_can_be_reinitialised_and_no_more(
+    backbone: Backbone, description: dict[str, Any], tmp_path: Path
+) -> None:
+    layers = len(backbone.layers)
+    artifacts.write_json(tmp_path / "architecture.json", description)
+    network.reinitialise(backbone, tmp_path, layers, 77)
+    torch.manual_seed(77)
+    fresh = network.architecture(description)
+    assert network.state_sha256(backbone.state_dict()) == network.state_sha256(fresh.state_dict())
+    with pytest.raises(UserError, match=rf"reinit_top is {layers + 1}, but .* has {layers} layers"):
+        network.reinitialise(backbone, description, layers + 1, 77)
+
+
+def test_reinitialise_takes_batch_statistics_along() -> None:
+    backbone = network.architecture(VISION).train()
+    backbone(inputs(backbone))
+    network.reinitialise(backbone, VISION, len(backbone.layers), 3)
+    means = [buffer for name, buffer in backbone.named_buffers() if name.endswith("running_mean")]
+    assert means
+    assert all(not mean.any() for mean in means)
+
+
+def test_weights_fit_with_and_without_stochastic_depth(description: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    saved = network.architecture(description)
+    artifacts.write_json(tmp_path / "architecture.json", description)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in saved.model.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
+    found = network.build_backbone(tmp_path, pretrained=True, drop_path=0.4)
+    assert network.state_sha256(found.state_dict()) == network.state_sha256(saved.state_dict())
+    random = network.build_backbone(tmp_path, pretrained=False)
+    assert network.state_sha256(random.state_dict()) != network.state_sha256(saved.state_dict())
+
+
+def test_stochastic_depth_where_there_is_none() -> None:
+    with pytest.raises(UserError, match="'vgg11' has no stochastic depth: leave the arm's `drop_path` out"):
+        network.architecture({"library": "timm", "name": "vgg11"}, 0.1)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert network.prepare_device().type == "cpu"
+    for wanted in ("cuda", "mps"):
+        with pytest.raises(UserError, match=rf"is {wanted}, but .* set `machine\.device: auto` or `cpu`"):
+            network.prepare_device(wanted)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert network.prepare_device().type == "mps"
+    assert network.prepare_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert network.prepare_device("auto").type == "cuda"
+    assert network.prepare_device("mps").type == "mps"
 
 
 def tensors() -> dict[str, Tensor]:

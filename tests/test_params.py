@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from steps import artifacts, params
 from steps.errors import ParamsError, UserError
-from steps.params import EXPECTATIONS, ExpectationName, Params, TaskName, Validation
+from steps.params import EXPECTATIONS, Arm, ExpectationName, Lora, Params, TaskName, Validation
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,8 +77,61 @@ def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) 
         ("experiments.digits.arms", {"scratch": None}, "arm 'scratch' is not among the experiment's arms"),
         (
             "experiments.digits.arms",
-            {"frozen": {"start": "scratch"}},
-            "a head alone needs `start: pretrained`",
+            {"frozen": {"start": "random"}},
+            "experiments.digits.arms.frozen: `tune: head` needs `start: pretrained`",
+        ),
+        (
+            "experiments.digits.arms",
+            {"full": {"layer_decy": 0.9}},
+            "experiments.digits.arms.full.layer_decy: unknown key; did you mean 'layer_decay'?",
+        ),
+        (
+            "experiments.digits.arms",
+            {"full": {"preset": "lroa"}},
+            "experiments.digits.arms.full.preset: 'lroa' is no preset; did you mean 'lora'?",
+        ),
+        (
+            "experiments.digits.arms",
+            {"full": {"tune": "lora", "lora": {"rnk": 4}}},
+            "experiments.digits.arms.full.lora.rnk: unknown key; did you mean 'rank'?",
+        ),
+        (
+            "arms.full",
+            {"tune": "lora", "lora": {"alhpa": 4}},
+            "arms.full.lora.alhpa: unknown key; did you mean 'alpha'?",
+        ),
+        ("arms.full", {"freeze_bottom": 1.5}, "arms.full.freeze_bottom: must be a whole number of layers"),
+        ("arms.full", {"start": "scratch"}, "arms.full.start: must be 'pretrained' or 'random'"),
+        (
+            "experiments.bbc-news.arms",
+            {"full": {"mixup": 0.2}},
+            "experiments.bbc-news.arms.full: `mixup` is for images, not for task text-classification",
+        ),
+        (
+            "experiments.bbc-news.arms",
+            {"full": {"augment": ["crop"]}},
+            "experiments.bbc-news.arms.full: `augment` is for images",
+        ),
+        ("arms.full", {"preset": "cutmix"}, "experiments.bbc-news.arms.full: `cutmix` is for images"),
+        (
+            "experiments.bbc-news.arms",
+            {"full": {"tune": "gradual", "thaw_every": 5, "backbone_learning_rate": 0.1}},
+            "experiments.bbc-news.arms.full: `thaw_every: 5` thaws nothing in 5 epochs",
+        ),
+        (
+            "experiments.digits.machine",
+            {"accumulate": 3},
+            "experiments.digits: `machine.accumulate: 3` does not divide `training.batch_size: 20`",
+        ),
+        (
+            "experiments.digits.machine",
+            {"precision": "fp16", "device": "cpu"},
+            "experiments.digits.machine: `precision: fp16` needs a GPU",
+        ),
+        (
+            "experiments.digits.machine",
+            {"precison": "bf16"},
+            "experiments.digits.machine.precison: unknown key; did you mean 'precision'?",
         ),
         (
             "experiments.digits.data.dataset",
@@ -167,11 +220,36 @@ def test_an_experiment_changes_an_arm_for_itself_alone(raw: dict[str, Any]) -> N
     checked = params.parse(Params, raw, "params.yaml")
     full = checked.arm("digits", "full")
     assert full is not None
-    assert (full.learning_rate, full.tune) == (0.5, "all")
+    # What is not changed stays as the top-level arm has it; what neither says is a default.
+    assert (full.learning_rate, full.backbone_learning_rate, full.tune) == (0.5, 0.001, "all")
     assert checked.arm("digits", "frozen") is None
     assert checked.arm_names("digits") == ["scratch", "full"]
     other = checked.arm("bbc-news", "frozen")
     assert other is not None
+
+
+def test_arms_are_complete_with_the_rates_of_their_backbones_library(raw: dict[str, Any]) -> None:
+    raw["arms"]["lora"] = {"preset": "lora"}
+    raw["experiments"]["digits"]["arms"] = {"full": {"preset": "llrd", "layer_decay": 0.9}}
+    checked = params.parse(Params, raw, "params.yaml")
+    image, text = checked.arm("digits", "lora"), checked.arm("bbc-news", "lora")
+    assert image is not None
+    assert text is not None
+    assert (image.learning_rate, image.backbone_learning_rate) == (0.005, 0.005)
+    assert (text.learning_rate, text.backbone_learning_rate) == (0.001, 0.001)
+    assert image.lora == Lora()
+    full = checked.arm("digits", "full")
+    assert full == Arm(preset="llrd", layer_decay=0.9, learning_rate=0.005, backbone_learning_rate=0.001)
+
+
+def test_the_mistakes_of_one_arm_have_a_line_each(raw: dict[str, Any]) -> None:
+    raw["arms"]["full"] = {"views": 3, "soup": "greedy", "ema": 0.9}
+    raw["experiments"]["digits"]["training"]["epochs"] = 0
+    told = mistakes(raw)
+    assert [line.split(": ")[0] for line in told] == [
+        "experiments.digits.training.epochs",
+        *["arms.full"] * 2,
+    ]
 
 
 def test_settings_cannot_be_changed() -> None:

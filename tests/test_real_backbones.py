@@ -15,13 +15,15 @@ from torch import Tensor
 from steps import artifacts, freezing, loop, network, params, tasks
 from steps.data import Batches
 from steps.fetch import fetch, match
+from steps.loop import Fed, Recipe, Stage
 from steps.network import Network
+from steps.objective import Objective
 from steps.params import Arm, Model, Training
 from steps.sources import package
 
 pytestmark = pytest.mark.slow
 CHECKED = params.load(Path(__file__).resolve().parent.parent / "params.yaml")
-ARM = Arm(start="pretrained", tune="all", learning_rate=0.005, backbone_learning_rate=0.001)
+ARM = Arm(learning_rate=0.005, backbone_learning_rate=0.001)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,9 +79,9 @@ def test_same_seed_same_weights(task: str) -> None:
         batches = Batches(tasks.get(task).samples(contents, settings, folder), labels, 4)
         torch.manual_seed(5)
         model = Network(network.build_backbone(folder, pretrained=True), 2, 0.1)
-        groups = freezing.parameter_groups(model, ARM)
-        training = Training(epochs=2, batch_size=4)
-        loop.fit(model, batches, batches, groups, training, seed=5, log=lambda values, step: None)
+        stage = Stage(1, lambda: freezing.parameter_groups(model, ARM), lambda: Fed(batches, batches))
+        recipe = Recipe(ARM, Training(epochs=2, batch_size=4), Objective(ARM, labels, 2))
+        loop.fit(model, [stage], recipe, seed=5, log=lambda values, step: None)
         return dict(model.state_dict())
 
     first, second = trained(), trained()

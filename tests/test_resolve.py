@@ -8,7 +8,7 @@ import pytest
 
 from steps import artifacts, params
 from steps.errors import ParamsError
-from steps.params import TrainSettings
+from steps.params import Arm, Machine, TrainSettings
 from steps.resolve import resolve
 from tests.rawdata import files_below
 
@@ -69,6 +69,20 @@ def test_the_same_params_give_the_same_bytes() -> None:
             "full: {learning_rate: 0.002,",
             {"bbc-news/arms/full.json", "bbc-news/compare.json"},
         ),
+        (
+            "training: {epochs: 5,",
+            "machine: {precision: bf16}\n    training: {epochs: 5,",
+            {
+                "bbc-news/embed.json",
+                "bbc-news/evaluate.json",
+                *(f"bbc-news/arms/{arm}.json" for arm in ("scratch", "frozen", "full")),
+            },
+        ),
+        (
+            "full: {learning_rate: 0.001, backbone_learning_rate: 0.0001}",
+            "full: {learning_rate: 0.001, backbone_learning_rate: 0.0001, preset: full}",
+            {"bbc-news/arms/full.json", "bbc-news/compare.json"},
+        ),
         ("licence: Apache-2.0\n  minilm", "licence: MIT\n  minilm", {"pretrained/efficientnet-lite0.json"}),
     ],
 )
@@ -76,6 +90,22 @@ def test_an_edit_changes_the_settings_it_is_about_and_no_others(
     old: str, new: str, changed: set[str]
 ) -> None:
     assert edited(old, new) == changed
+
+
+def test_a_step_reads_an_arm_with_nothing_left_open() -> None:
+    Path("params.yaml").write_text(
+        Path("params.yaml")
+        .read_text("utf-8")
+        .replace("arms:\n  scratch", "arms:\n  low: {preset: lora}\n  scratch")
+    )
+    resolve()
+    written = json.loads((OUT / "bbc-news/arms/low.json").read_text())
+    assert set(written["arm"]) == set(Arm.model_fields)
+    assert written["arm"]["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": None}
+    assert (written["arm"]["tune"], written["arm"]["learning_rate"]) == ("lora", 0.001)
+    assert set(written["machine"]) == set(Machine.model_fields)
+    low = params.read_settings(TrainSettings, artifacts.settings_file("bbc-news", "train", "low"))
+    assert low.arm == params.load(Path("params.yaml")).arm("bbc-news", "low")
 
 
 def test_an_arm_left_out_is_said_to_train_and_to_no_one_else() -> None:

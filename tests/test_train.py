@@ -3,14 +3,20 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 
-from steps import artifacts, checkpoint, evaluate, features, loop, train
-from steps.errors import HeadstartError, TrainingError
+from steps import artifacts, checkpoint, evaluate, features, freezing, loop, params, train, trainable
+from steps.arms import PRESETS
+from steps.errors import HeadstartError, TrainingError, UserError
+from steps.network import Network, Probe
+from steps.params import Arm, TrainSettings
 from tests.tracking import made
 
 
@@ -104,10 +110,8 @@ def test_first_head_of_a_seed_is_the_same_in_every_arm(
 ) -> None:
     heads: list[bytes] = []
 
-    def spy(model: torch.nn.Module, *rest: Any, **named: Any) -> loop.Fitted:
-        head = model.head if hasattr(model, "head") else model
-        assert isinstance(head, torch.nn.Module)
-        heads.append(b"".join(tensor.numpy().tobytes() for tensor in head.state_dict().values()))
+    def spy(model: Network | Probe, *rest: Any, **named: Any) -> loop.Fitted:
+        heads.append(b"".join(tensor.numpy().tobytes() for tensor in model.head.state_dict().values()))
         return fit(model, *rest, **named)
 
     fit = loop.fit
@@ -194,3 +198,178 @@ def test_features_name_what_they_were_made_from(experiment: str) -> None:
     assert key["data_sha256"] == journal(experiment, "full")["data_sha256"]
     assert key["pretrained_sha256"] == journal(experiment, "full")["pretrained_sha256"]
     assert "model.safetensors" in key["pretrained_files"]
+
+
+# ------------------------------------------------------------------------------------------ every technique
+
+
+def train_as(
+    experiment: str, arm: dict[str, Any], machine: dict[str, Any] | None = None, epochs: int = 3
+) -> None:
+    """Train the arm `full` anew as something else."""
+    path = artifacts.settings_file(experiment, "train", "full")
+    settings = json.loads(path.read_text())
+    settings["arm"] = Arm(**{"learning_rate": 0.01, "backbone_learning_rate": 0.005, **arm}).model_dump(
+        mode="json"
+    )
+    settings["machine"] |= machine or {}
+    settings["training"]["epochs"] = epochs
+    artifacts.write_json(path, settings)
+    train.train(experiment, "full")
+
+
+def weights(experiment: str, seed: int = 1) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(seed_folder(experiment, "full", seed) / "model.safetensors")
+    return found
+
+
+def fits(preset: str, experiment: str) -> bool:
+    images_only = {"augment", "mixup", "cutmix"}
+    return experiment == "colours" or not images_only & PRESETS[preset].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_and_its_network_is_an_ordinary_one(experiment: str, preset: str) -> None:
+    if not fits(preset, experiment):
+        pytest.skip("for images only")
+    arm: dict[str, Any] = {"preset": preset}
+    if PRESETS[preset].get("tune") == "head" or PRESETS[preset].get("start") == "random":
+        arm["backbone_learning_rate"] = None
+    train_as(experiment, arm)
+    told = journal(experiment, "full")
+    assert told["frozen"]["unchanged"] is True
+    pretrained = artifacts.pretrained_dir("toy")
+    model = checkpoint.load_network(seed_folder(experiment, "full"), pretrained)
+    assert told["parameters"] == sum(one.numel() for one in model.parameters()), "adapters are merged"
+    assert 0 < told["trainable_parameters"] <= told["parameters"] or told["tune"] == "lora"
+    # What was judged in training is what the written network gives: merged, averaged, thawed and all.
+    settings = params.read_settings(TrainSettings, artifacts.settings_file(experiment, "train", "full"))
+    job = trainable.load(experiment, "full", settings)
+    found = loop.judge(model, job.batches("validation", job.samples("validation")))
+    for name, value in told["best"].items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+
+
+FROZEN_PREFIXES: dict[str, dict[str, Any]] = {
+    "bottom layer": {"freeze_bottom": 1},
+    "bottom half": {"freeze_bottom": 0.5},
+    "gradual": {"tune": "gradual"},
+    "views": {"freeze_bottom": 0.5, "augment": ("flip", "crop"), "views": 2},
+    "head on views": {"tune": "head", "augment": ("flip",), "views": 2, "backbone_learning_rate": None},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FROZEN_PREFIXES)
+def test_stored_activations_give_the_weights_of_none_stored(
+    experiment: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = FROZEN_PREFIXES[kind]
+    if "augment" in arm and experiment != "colours":
+        pytest.skip("for images only")
+    torch.set_num_threads(1)
+    cuts: list[int] = []
+    forward = Network.forward
+
+    def spy(self: Network, inputs: Any, start: int = 0) -> torch.Tensor:
+        cuts.append(start)
+        return forward(self, inputs, start)
+
+    monkeypatch.setattr(Network, "forward", spy)
+    # A gradient that is nothing but rounding would be blown up to a whole step by Adam's division.
+    monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-3))
+    train_as(experiment, arm, {"cache": True})
+    stored, cut = weights(experiment), set(cuts)
+    cuts.clear()
+    train_as(experiment, arm, {"cache": False})
+    assert max(cut) > 0, "the cache was not used: this test shows nothing"
+    assert set(cuts) == {0}
+    for name, tensor in weights(experiment).items():
+        torch.testing.assert_close(tensor, stored[name], rtol=1e-5, atol=1e-6)
+
+
+def test_stored_activations_are_shared_by_seeds_and_arms(experiment: str) -> None:
+    train_as(experiment, {"freeze_bottom": 1})
+    entries = sorted(artifacts.prefix_cache_dir().iterdir())
+    times = [path.stat().st_ino for path in entries]
+    train_as(experiment, {"freeze_bottom": 1, "weight_decay": 0.2})
+    assert [path.stat().st_ino for path in sorted(artifacts.prefix_cache_dir().iterdir())] == times
+    if experiment == "colours":  # the toy for texts has no third layer
+        train_as(experiment, {"freeze_bottom": 2})
+        assert len(list(artifacts.prefix_cache_dir().iterdir())) > len(entries)
+
+
+def test_a_cache_that_is_too_small_stops_the_training(experiment: str) -> None:
+    with pytest.raises(UserError, match=r"machine\.cache_gib"):
+        train_as(experiment, {"freeze_bottom": 1}, {"cache_gib": 1e-9})
+
+
+def test_a_device_that_is_not_there_stops_the_training(experiment: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(UserError, match=r"machine\.device is cuda"):
+        train_as(experiment, {}, {"device": "cuda"})
+
+
+def test_a_precision_that_the_device_has_not_stops_the_training(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(UserError, match="bf16 is not supported on this cpu; use float32"):
+        train_as(experiment, {}, {"device": "cpu", "precision": "bf16"})
+
+
+def test_memory_that_runs_out_halves_what_is_computed_at_a_time(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the batch stays the same: the weights are those of a training in parts."""
+    train_as(experiment, {"drop_path": 0.0}, {"device": "cpu", "accumulate": 2})
+    expected = weights(experiment)
+    forward = Network.forward
+
+    def short(self: Network, inputs: Any, start: int = 0) -> torch.Tensor:
+        size = len(inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"])
+        if self.training and size > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return forward(self, inputs, start)
+
+    monkeypatch.setattr(Network, "forward", short)
+    train_as(experiment, {"drop_path": 0.0}, {"device": "cpu", "accumulate": 1, "auto_batch_size": True})
+    assert "going on with 4 samples at a time" in capsys.readouterr().out
+    for name, tensor in weights(experiment).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_network_that_was_frozen_wrongly_is_not_kept(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = freezing.parameter_groups
+
+    def frees_the_bottom(network: Network, arm: Arm) -> list[dict[str, Any]]:
+        for parameter in network.backbone.layers[0].parameters():
+            parameter.requires_grad_(True)
+        return groups(network, arm)
+
+    monkeypatch.setattr(freezing, "parameter_groups", frees_the_bottom)
+    before = (seed_folder(experiment, "full") / "run.json").read_bytes()
+    with pytest.raises(HeadstartError, match="the freezing is broken"):
+        train_as(experiment, {"freeze_bottom": 1})
+    assert (seed_folder(experiment, "full") / "run.json").read_bytes() == before
+
+
+def test_a_head_fitted_first_starts_from_the_optimum_on_frozen_features(experiment: str) -> None:
+    settings = params.read_settings(TrainSettings, artifacts.settings_file(experiment, "train", "full"))
+    arm = Arm(head_first=True, learning_rate=0.01, backbone_learning_rate=0.005)
+    job = trainable.load(experiment, "full", settings.model_copy(update={"arm": arm}))
+    model = trainable.build(job, 1)
+    assert isinstance(model, Network)
+    trainable.fit_head_first(job, model)
+    rows = job.features("train").features.numpy()
+    # Of two classes scikit-learn has one weight vector where the head has two, each of half the length.
+    strength = (2 if len(job.classes) == 2 else 1) / (len(rows) * arm.weight_decay)
+    reference = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
+    reference.fit(rows, job.train_labels.numpy())
+    found = loop.predict(model, job.samples("train"))
+    expected = reference.predict_proba(rows)
+    assert abs(found - expected).max() < 1e-3

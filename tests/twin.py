@@ -160,7 +160,7 @@ def params(pins: dict[str, str]) -> dict[str, Any]:
             },
         },
         "arms": {
-            "scratch": {"start": "scratch", "tune": "all", "learning_rate": 0.01},
+            "scratch": {"start": "random", "tune": "all", "learning_rate": 0.01},
             "frozen": {"start": "pretrained", "tune": "head", "learning_rate": 0.05},
             "full": {
                 "start": "pretrained", "tune": "all", "learning_rate": 0.01, "backbone_learning_rate": 0.002,

@@ -72,14 +72,20 @@ def draw(
     """
     return {
         name: {
-            "learning_curves": _png(lambda: learning_curves(comparison, curves, dress), dress),  # noqa: B023
-            "confusion": _png(lambda: confusion(counts, comparison["classes"], dress), dress),  # noqa: B023
+            "learning_curves": png(lambda: learning_curves(comparison, curves, dress), dress),  # noqa: B023
+            "confusion": png(lambda: confusion(counts, comparison["classes"], dress), dress),  # noqa: B023
         }
         for name, dress in DRESSES.items()
     }
 
 
-def _png(figure: Any, dress: Dress) -> bytes:  # noqa: ANN401 - a callable that draws
+def png(figure: Any, dress: Dress) -> bytes:  # noqa: ANN401 - a callable that draws
+    """The figure as a PNG file.
+
+    Args:
+        figure: draws it.
+        dress: its colours.
+    """
     # A matplotlibrc of the user's must not change the picture.
     with mpl.rc_context():
         mpl.rcdefaults()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pandas as pd
 
-from steps.params import ExpectationName, Model, Validation
+from steps.params import ExpectationName, Machine, Model, Validation
 
 if TYPE_CHECKING:
     from steps.data import Samples
@@ -60,11 +60,26 @@ class Task(Protocol):
         """What must hold of the task's own columns."""
         ...
 
-    def samples(self, contents: Sequence[Content], model: Model, pretrained: Path) -> Samples:
+    def samples(
+        self,
+        contents: Sequence[Content],
+        model: Model,
+        pretrained: Path,
+        augment: Sequence[str] = (),
+        machine: Machine | None = None,
+    ) -> Samples:
         """Inputs of the backbone, made from contents.
+
+        Args:
+            contents: what to read.
+            model: the size of images, the most tokens of a text.
+            pretrained: the folder fetch made: its tokenizer, or its mean and deviation.
+            augment: what makes the views of a sample; images only.
+            machine: how much decoded input may be kept in memory and on disk; without it nothing is on disk.
 
         Raises:
             DataError: a content cannot be read.
+            UserError: decoded inputs take more disk than the machine settings allow.
         """
         ...
 

@@ -6,27 +6,34 @@ import hashlib
 import io
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import imagehash
 import numpy as np
 import pandas as pd
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from steps import pixels
 from steps.artifacts import read_json
 from steps.errors import DataError
-from steps.params import Model, Validation
+from steps.params import Machine, Model, Validation
 from steps.tasks import Content, Expectation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Decoded images are kept while they fit; beyond that they are decoded again every epoch.
-CACHE_BYTES = 1 << 30
+    from steps.augment import Views
+
+# Decoded images kept in memory where nobody says how much.
+MEMORY_BYTES = 1 << 30
+# How `_decoded` comes to its pixels; stored ones of another recipe are not used.
+RECIPE = f"upright on white, fit bicubic 1, Pillow {PIL.__version__}"
 # The formats we promise; Pillow's rarer decoders are the less tested ones.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 FACTS = ("width", "height", "decode_error", "content", "perceptual")
@@ -75,10 +82,22 @@ class ImageClassification:
             ),
         ]
 
-    def samples(self, contents: Sequence[Content], model: Model, pretrained: Path) -> ImageSamples:
+    def samples(
+        self,
+        contents: Sequence[Content],
+        model: Model,
+        pretrained: Path,
+        augment: Sequence[str] = (),
+        machine: Machine | None = None,
+    ) -> ImageSamples:
         """Square images, normalised as the backbone was trained."""
         description = read_json(pretrained / "architecture.json", "python -m steps.fetch")
-        return ImageSamples(contents, model.image_size, description["mean"], description["std"])
+        mean, std = description["mean"], description["std"]
+        if machine is None:
+            return ImageSamples(contents, model.image_size, mean, std, augment)
+        memory_bytes = int(machine.image_memory_gib * pixels.GIB)
+        store = pixels.Store(pixels.FOLDER, int(machine.cache_gib * pixels.GIB)) if machine.cache else None
+        return ImageSamples(contents, model.image_size, mean, std, augment, memory_bytes, store)
 
     def content(self, row: Any, folder: Path) -> Content:  # noqa: ANN401 - a row of a data frame
         """The image's file."""
@@ -86,33 +105,73 @@ class ImageClassification:
 
 
 class ImageSamples:
-    """Images as float32 batches of shape (batch, 3, side, side)."""
+    """Images as float32 batches of shape (batch, 3, side, side), channels last in memory.
+
+    Args:
+        contents: files, or their bytes.
+        side: height and width.
+        mean: of each channel, taken away after division by 255.
+        std: of each channel, divided by at last.
+        augment: names of augmentations, see `augment.Views`; they make the views.
+        memory_bytes: decoded images kept in memory. Where all of them take more, they go to `store`.
+        store: for decoded files. Without one, as for bytes, those beyond the memory are decoded each time.
+
+    Raises:
+        UserError: the decoded images take more than the store may.
+    """
+
+    lengths = None
 
     def __init__(
-        self, contents: Sequence[Content], side: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        contents: Sequence[Content],
+        side: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Sequence[str] = (),
+        memory_bytes: int = MEMORY_BYTES,
+        store: pixels.Store | None = None,
     ) -> None:
         import torch
 
-        self.contents, self.side = contents, side
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
-        self.cache: dict[int, NDArray[np.uint8]] = {}
-        self.room = CACHE_BYTES // (3 * side * side)
+        self.contents, self.side, self.augment = contents, side, tuple(augment)
+        # One value for each number of a row of pixels: broadcasting over three channels is five times slower.
+        self.mean = torch.tensor(mean, dtype=torch.float32).repeat(side)
+        self.std = torch.tensor(std, dtype=torch.float32).repeat(side)
+        self.pixels = self._kept(memory_bytes, store)
+
+    def _kept(self, memory_bytes: int, store: pixels.Store | None) -> pixels.Pixels:
+        files = [content for content in self.contents if isinstance(content, Path)]
+        fits = pixels.bytes_of(len(self.contents), self.side) <= memory_bytes
+        if fits or store is None or len(files) < len(self.contents):
+            return pixels.InMemory(self._decoded, len(self.contents), self.side, memory_bytes)
+        return pixels.OnDisk(self._decoded, files, self.side, RECIPE, store)
 
     def __len__(self) -> int:
         return len(self.contents)
 
-    def batch(self, indices: list[int]) -> Tensor:
-        """The images at these places."""
+    @cached_property
+    def views(self) -> Views:
+        """The augmented views of these images."""
+        from steps.augment import Views
+
+        return Views(self.augment, self.side)
+
+    def batch(self, indices: list[int], view: int | None = None) -> Tensor:
+        """The images at these places: as they are, or an augmented view of each.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         import torch
 
-        pixels = torch.from_numpy(np.stack([self._pixels(index) for index in indices]))
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        images = torch.from_numpy(self.pixels.rows(indices))
+        if view is not None:
+            images = self.views.of(images, view)
+        rows = images.view(-1, self.side * 3).float().div_(255).sub_(self.mean).div_(self.std)
+        return rows.view(-1, self.side, self.side, 3).permute(0, 3, 1, 2)
 
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
-        cached = self.cache.get(index)
-        if cached is not None:
-            return cached
+    def _decoded(self, index: int) -> NDArray[np.uint8]:
         content = self.contents[index]
         assert not isinstance(content, str)
         try:
@@ -121,10 +180,7 @@ class ImageSamples:
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             name = content if isinstance(content, Path) else "the bytes given"
             raise DataError(f"{name}: is no image we can read: {' '.join(str(error).split())}") from None
-        pixels = np.asarray(square, dtype=np.uint8)
-        if len(self.cache) < self.room:
-            self.cache[index] = pixels
-        return pixels
+        return np.asarray(square, dtype=np.uint8)
 
 
 def _open(content: Path | bytes, any_size: bool = False) -> Image.Image:

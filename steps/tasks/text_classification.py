@@ -7,17 +7,24 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from steps.errors import DataError
-from steps.params import Model, Validation
+from steps.params import Machine, Model, Validation
 from steps.tasks import Content, Expectation
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+# Texts tokenised at a time.
+BLOCK = 1024
 
 
 class TextClassification:
@@ -65,8 +72,16 @@ class TextClassification:
             ),
         ]
 
-    def samples(self, contents: Sequence[Content], model: Model, pretrained: Path) -> TextSamples:
-        """Token ids, cut at `max_tokens`."""
+    def samples(
+        self,
+        contents: Sequence[Content],
+        model: Model,
+        pretrained: Path,
+        augment: Sequence[str] = (),
+        machine: Machine | None = None,
+    ) -> TextSamples:
+        """Token ids, cut at `max_tokens`; texts have no augmented views."""
+        assert not augment, augment
         return TextSamples(contents, pretrained, model.max_tokens)
 
     def content(self, row: Any, folder: Path) -> Content:  # noqa: ANN401 - a row of a data frame
@@ -75,37 +90,58 @@ class TextClassification:
 
 
 class TextSamples:
-    """Texts as token batches, padded to the longest in the batch; tensors of shape (batch, tokens)."""
+    """Texts as token batches, padded to the longest in the batch; tensors of shape (batch, tokens), int64.
+
+    Attributes:
+        lengths: tokens of each text.
+    """
 
     def __init__(self, contents: Sequence[Content], pretrained: Path, max_tokens: int) -> None:
         # A fast tokenizer's threads and a forked process do not go together; it warns unless told.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from transformers import AutoTokenizer
 
-        for content in contents:
-            if not isinstance(content, str) or not content.strip():
-                raise DataError("a text is empty, or is no text")
-        self.tokenizer = AutoTokenizer.from_pretrained(pretrained, local_files_only=True)
-        self.tokens: list[list[int]] = (
-            self.tokenizer(list(contents), truncation=True, max_length=max_tokens)["input_ids"]
-            if contents
-            else []
-        )
+        texts = [content for content in contents if isinstance(content, str) and content.strip()]
+        if len(texts) < len(contents):
+            raise DataError("a text is empty, or is no text")
+        tokenizer = AutoTokenizer.from_pretrained(pretrained, local_files_only=True)
+        self.padding = int(tokenizer.pad_token_id or 0)
+        self.tokens, self._lengths = _tokenised(tokenizer, texts, max_tokens)
+        self.starts = np.cumsum(self._lengths) - self._lengths
+        self.lengths: list[int] = self._lengths.tolist()
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.lengths)
 
-    def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` of the texts at these places."""
+    def batch(self, indices: list[int], view: int | None = None) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of the texts at these places; every view is the text itself."""
         import torch
 
-        rows = [self.tokens[index] for index in indices]
-        longest = max(map(len, rows))
-        padding = int(self.tokenizer.pad_token_id or 0)
+        lengths = self._lengths[indices][:, None]
+        columns = np.arange(lengths.max())
+        real = columns < lengths
+        # Beyond a text's end its last token stands in, to be overwritten by padding.
+        ids = self.tokens[self.starts[indices][:, None] + np.minimum(columns, lengths - 1)]
+        padded = np.where(real, ids, self.padding).astype(np.int64)
         return {
-            "input_ids": torch.tensor([row + [padding] * (longest - len(row)) for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+            "input_ids": torch.from_numpy(padded),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)),
         }
+
+
+def _tokenised(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The ids of all texts one after another, and how many each has.
+
+    Python's lists of numbers take nine times as much, so no more than a block of texts becomes such lists.
+    """
+    parts, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    for at in range(0, len(texts), BLOCK):
+        found = tokenizer(texts[at : at + BLOCK], truncation=True, max_length=max_tokens)["input_ids"]
+        lengths.append(np.fromiter(map(len, found), np.int64, len(found)))
+        parts.append(np.fromiter(chain.from_iterable(found), np.int32, int(lengths[-1].sum())))
+    return np.concatenate(parts), np.concatenate(lengths)
 
 
 def normalised(text: str) -> str:

@@ -102,6 +102,24 @@ def test_predict_hands_on_paths_from_where_the_user_stands_and_the_exit_code(
     ]
 
 
+@pytest.mark.parametrize(("command", "step"), [("show", "show"), ("lr", "rate_range")])
+def test_commands_about_an_arm_run_their_step_from_the_root_and_hand_on_the_exit_code(
+    command: str, step: str, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[Path, tuple[str, ...]]] = []
+
+    def run(*arguments: str) -> int:
+        called.append((Path.cwd(), arguments))
+        return 2
+
+    monkeypatch.setattr(cli, "_step", run)
+    monkeypatch.chdir(clone / "below")
+    assert call(monkeypatch, command, "digits", "full") == 2
+    assert called == [(clone, (step, "digits", "full"))]
+    assert call(monkeypatch, command, "digits") == 2
+    assert len(called) == 1
+
+
 def test_publish_goes_through_all_and_gives_the_worst_exit_code(
     clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

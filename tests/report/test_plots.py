@@ -52,7 +52,7 @@ def curves(arms: int, lengths: tuple[int, ...] = (5, 5)) -> bytes:
     about, dress = comparison(arms, list("ab")), plots.DRESSES["light"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return plots._png(lambda: plots.learning_curves(about, curves_of(about, lengths), dress), dress)
+        return plots.png(lambda: plots.learning_curves(about, curves_of(about, lengths), dress), dress)
 
 
 def confusion(labels: list[str]) -> bytes:
@@ -60,7 +60,7 @@ def confusion(labels: list[str]) -> bytes:
     dress = plots.DRESSES["dark"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return plots._png(lambda: plots.confusion(counts_of(len(labels)), labels, dress), dress)
+        return plots.png(lambda: plots.confusion(counts_of(len(labels)), labels, dress), dress)
 
 
 def size(png: bytes) -> tuple[int, int]:

@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from steps.errors import DataError
-from steps.params import Validation
+from steps.artifacts import write_json
+from steps.errors import DataError, UserError
+from steps.params import Machine, Model, Validation
+from steps.pixels import FOLDER, Store
 from steps.tasks import get
 from steps.tasks.image_classification import BLOCK, FORMATS, ImageSamples, _near_pairs
-from tests.rawdata import huge_png, picture
+from tests.rawdata import huge_png, picture, save
 
 TASK = get("image-classification")
 
@@ -159,3 +162,75 @@ def test_bytes_that_are_no_image_are_the_users_mistake(content: bytes) -> None:
 def test_a_huge_image_is_not_decoded_for_a_prediction(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="far too large"):
         samples([huge_png(tmp_path / "huge.png")]).batch([0])
+
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [save(tmp_path / f"{seed}.png", seed) for seed in range(6)]
+
+
+def test_a_batch_is_normalised_as_the_formula_says_to_the_bit(files: list[Path]) -> None:
+    batch = ImageSamples(files, 16, MEAN, STD).batch([3, 0, 3])
+    stacked = np.stack([np.asarray(picture(seed)) for seed in (3, 0, 3)])
+    pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).float()
+    expected = (pixels / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    assert torch.equal(batch, expected)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("view", [None, 0, 5])
+def test_memory_disk_and_decoding_anew_give_the_same_bits(
+    files: list[Path], tmp_path: Path, view: int | None
+) -> None:
+    store = Store(tmp_path / "store", 10**6)
+    augment = ("flip", "crop", "randaugment")
+    in_memory = ImageSamples(files, 16, MEAN, STD, augment)
+    on_disk = ImageSamples(files, 16, MEAN, STD, augment, memory_bytes=0, store=store)
+    neither = ImageSamples(files, 16, MEAN, STD, augment, memory_bytes=0)
+    for indices in ([5, 1], [1, 5, 2, 1], [0]):
+        expected = in_memory.batch(indices, view)
+        assert torch.equal(on_disk.batch(indices, view), expected)
+        assert torch.equal(neither.batch(indices, view), expected)
+    assert len(list(store.folder.glob("*.npy"))) == 1
+
+
+def test_a_view_is_augmented_and_the_plain_image_is_not(files: list[Path]) -> None:
+    augmented, plain = ImageSamples(files, 16, MEAN, STD, ("crop",)), ImageSamples(files, 16, MEAN, STD)
+    assert torch.equal(augmented.batch([0, 1]), plain.batch([0, 1]))
+    assert torch.equal(plain.batch([0, 1], 3), plain.batch([0, 1]))
+    assert not torch.equal(augmented.batch([0, 1], 3), plain.batch([0, 1]))
+    assert torch.equal(augmented.batch([0, 1], 3)[1], augmented.batch([1], 3)[0])
+    assert plain.lengths is None
+
+
+def test_decoded_bytes_stay_in_memory(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", 10**6)
+    contents: list[Path | bytes] = [as_bytes(picture(1)), save(tmp_path / "a.png", 2)]
+    batch = ImageSamples(contents, 16, MEAN, STD, memory_bytes=0, store=store).batch([1, 0])
+    assert torch.equal(batch, ImageSamples(contents, 16, MEAN, STD).batch([1, 0]))
+    assert not store.folder.exists()
+
+
+def test_machine_settings_say_where_decoded_images_are_kept(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "architecture.json", {"mean": MEAN, "std": STD})
+    one_image = 3 * 32 * 32 / 2**30
+
+    def batch(**machine: float) -> torch.Tensor:
+        model = Model(pretrained="x", image_size=32)
+        found = TASK.samples(files, model, tmp_path, (), Machine(**machine)).batch([4])  # type: ignore[arg-type]
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    expected = batch()
+    assert torch.equal(batch(image_memory_gib=0, cache=False), expected)
+    assert not FOLDER.exists()
+    assert torch.equal(batch(image_memory_gib=5 * one_image), expected)
+    assert len(list(FOLDER.glob("*.npy"))) == 1
+    with pytest.raises(UserError, match=r"6 decoded images of 32 pixels .* `machine.cache_gib` allows"):
+        batch(image_memory_gib=0, cache_gib=5 * one_image)

@@ -91,7 +91,7 @@ def settings(name: str, task: str) -> Params:
                 }
             },
             "arms": {
-                "scratch": {"start": "scratch", "tune": "all", "learning_rate": 0.002},
+                "scratch": {"start": "random", "tune": "all", "learning_rate": 0.002},
                 "frozen": {"start": "pretrained", "tune": "head", "learning_rate": 0.01},
                 "full": {
                     "start": "pretrained",

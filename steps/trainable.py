@@ -1,0 +1,311 @@
+"""What an arm trains: a network, its batches and its stages, made from the files of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from steps import artifacts, augment, data, entry, features, freezing, network, params, probing, tasks
+from steps.data import Batches, FeatureSamples, Samples
+from steps.errors import HeadstartError, UserError
+from steps.features import PrefixCache
+from steps.loop import Fed, Recipe, Stage
+from steps.network import Backbone, Network, Probe
+from steps.objective import Objective
+from steps.params import Arm, Machine, TrainSettings
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm of one experiment: what all its seeds share.
+
+    Samples are decoded, and activations of a frozen prefix computed, once for all seeds.
+    """
+
+    experiment: str
+    arm_name: str
+    arm: Arm
+    settings: TrainSettings
+    pretrained: Path
+    classes: list[str]
+    rows: pd.DataFrame
+    device: torch.device
+
+    @property
+    def machine(self) -> Machine:
+        """The experiment's machine settings."""
+        return self.settings.machine
+
+    @property
+    def only_head(self) -> bool:
+        """Nothing but the head trains; what is written is the head."""
+        return self.arm.tune == "head"
+
+    @property
+    def on_features(self) -> bool:
+        """What embed computed before is all the input there is; no backbone is built."""
+        return self.only_head and not self.arm.augment
+
+    @cached_property
+    def train_labels(self) -> Tensor:
+        """Class indices of the train split, shape (samples,)."""
+        return self._labels("train")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How to train."""
+        count = len(self.classes)
+        mixer = augment.mixer(self.arm.mixup, self.arm.cutmix, count)
+        objective = Objective(self.arm, self.train_labels, count, mixer)
+        return Recipe(self.arm, self.settings.training, objective, self.machine)
+
+    @cached_property
+    def pretrained_sha256(self) -> str:
+        """Of the pretrained weights' file."""
+        return artifacts.sha256_file(self.pretrained / "model.safetensors")
+
+    @cached_property
+    def cache(self) -> PrefixCache:
+        """Activations of frozen layers, shared by all seeds and arms of all experiments."""
+        return PrefixCache(artifacts.prefix_cache_dir(), round(self.machine.cache_gib * GIB))
+
+    @cached_property
+    def _samples(self) -> dict[str, Samples]:
+        return {}
+
+    def part(self, split: str) -> pd.DataFrame:
+        """The rows of a split."""
+        return self.rows[self.rows["split"] == split]
+
+    def samples(self, split: str) -> Samples:
+        """Images or texts of a split, decoded or tokenised once."""
+        if split not in self._samples:
+            task, rows = tasks.get(self.settings.task), self.part(split)
+            contents = tasks.contents(task, rows, artifacts.data_dir(self.experiment))
+            views = self.arm.augment if split == "train" else ()
+            self._samples[split] = task.samples(
+                contents, self.settings.model, self.pretrained, augment=views, machine=self.machine
+            )
+        return self._samples[split]
+
+    def features(self, split: str) -> FeatureSamples:
+        """What embed computed of a split."""
+        return features.read(artifacts.features_dir(self.experiment), self.part(split)["id"])
+
+    def batches(self, split: str, samples: Samples) -> Batches:
+        """Labelled batches of a split."""
+        balanced = self.arm.balanced_sampling and split == "train"
+        labels = self.train_labels if split == "train" else self._labels(split)
+        return Batches(samples, labels, self.settings.training.batch_size, balanced)
+
+    def _labels(self, split: str) -> Tensor:
+        return torch.from_numpy(data.label_indices(self.part(split)["label"], self.classes))
+
+
+def load(experiment: str, arm_name: str, settings: TrainSettings) -> Job:
+    """The job of an arm that the experiment does not leave out.
+
+    Raises:
+        UserError: the machine has not the device or precision asked for.
+    """
+    assert settings.arm is not None
+    rows = data.read_split(experiment)
+    device = network.prepare_device(settings.machine.device)
+    check_precision(device, settings.machine.precision)
+    pretrained = artifacts.pretrained_dir(settings.model.pretrained)
+    return Job(experiment, arm_name, settings.arm, settings, pretrained, data.classes_of(rows), rows, device)
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """See whether the device computes in that precision.
+
+    Raises:
+        UserError: it does not, or only by emulation.
+    """
+    kind = device.type
+    able = {
+        "float32": True,
+        "fp16": kind == "cuda",
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False)
+        if kind == "cuda"
+        else kind == "cpu" and has_bf16(),
+    }
+    if not able[precision]:
+        raise UserError(f"machine.precision: {precision} is not supported on this {kind}; use float32")
+
+
+def has_bf16() -> bool:
+    """The CPU multiplies bfloat16 matrices itself."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+# ---------------------------------------------------------------------------------------------- the network
+
+
+def build(job: Job, seed: int) -> Network | Probe:
+    """The network as it is before the first step, with the arm's layers frozen.
+
+    The generator is set anew before the head is drawn, so a seed's first head is the same in every arm.
+
+    Raises:
+        UserError: the arm does not fit the backbone.
+    """
+    arm, dropout = job.arm, job.settings.model.dropout
+    if job.on_features:
+        torch.manual_seed(seed)
+        return Probe(job.features("train").features.shape[1], len(job.classes), dropout, arm.head)
+    torch.manual_seed(seed)
+    backbone = network.build_backbone(
+        job.pretrained, pretrained=arm.start == "pretrained", drop_path=arm.drop_path
+    )
+    backbone.checkpointing = job.machine.gradient_checkpointing
+    if arm.reinit_top:
+        network.reinitialise(backbone, job.pretrained, arm.reinit_top, seed)
+    torch.manual_seed(seed)
+    model = Network(backbone, len(job.classes), dropout, arm.head)
+    freezing.freeze(model, arm)
+    return model
+
+
+def fit_head_first(job: Job, model: Network) -> None:
+    """Give the head the optimum on the frozen features: the first half of LP-FT.
+
+    Source: Kumar et al., Fine-Tuning can Distort Pretrained Features, 2022. What is drawn anew at the top
+    has other features than those stored, so they are computed.
+    """
+    stored = not (job.arm.reinit_top or job.arm.augment)
+    samples = job.features("train") if stored else _pooled(job, model)
+    inputs = samples.batch(list(range(len(samples))))
+    assert isinstance(inputs, Tensor)
+    job.recipe.objective.to(job.device)
+    model.to(job.device)
+    probing.solve(model.head, inputs.to(job.device), job.train_labels.to(job.device), job.arm,
+                  job.recipe.objective)  # fmt: skip
+
+
+@torch.inference_mode()
+def _pooled(job: Job, model: Network) -> Samples:
+    backbone, samples = model.backbone.to(job.device).eval(), job.samples("train")
+    rows = [backbone(data.to_device(samples.batch(one), job.device)) for one in data.in_turn(len(samples))]
+    return FeatureSamples(torch.cat([row for row in rows if isinstance(row, Tensor)]).cpu())
+
+
+# ---------------------------------------------------------------------------------------------- the stages
+
+
+def stages(job: Job, model: Network | Probe, seed: int) -> list[Stage]:
+    """The stages of a training: one, or with gradual unfreezing one for each thawing."""
+
+    def everything() -> list[dict[str, Any]]:
+        return freezing.parameter_groups(model, job.arm)
+
+    found = [Stage(1, everything, lambda: fed(job, model, seed))]
+    if isinstance(model, Network) and job.arm.tune == "gradual":
+        for name, epoch in freezing.thaw_epochs(model, job.arm, job.settings.training.epochs).items():
+            found.append(Stage(epoch, _thawing(job, model, name), lambda: fed(job, model, seed)))
+    return found
+
+
+def _thawing(job: Job, model: Network, name: str) -> Callable[[], list[dict[str, Any]]]:
+    def thaw() -> list[dict[str, Any]]:
+        return freezing.parameter_groups(model, job.arm, [freezing.thaw(model, name)])
+
+    return thaw
+
+
+def fed(job: Job, model: Network | Probe, seed: int) -> Fed:
+    """The batches, cut as deep as what is frozen now allows."""
+    cut = freezing.boundary(model) if isinstance(model, Network) and cacheable(job) else 0
+    train, validation = (inputs(job, model, cut, split) for split in ("train", "validation"))
+    return Fed(
+        job.batches("train", train), job.batches("validation", validation), cut, view_of(job.arm, seed)
+    )
+
+
+def cacheable(job: Job) -> bool:
+    """The inputs are the same in every epoch, or one of a few views: what is frozen need not run again."""
+    arm = job.arm
+    return job.machine.cache and not (arm.mixup or arm.cutmix) and (not arm.augment or arm.views > 0)
+
+
+def inputs(job: Job, model: Network | Probe, cut: int, split: str) -> Samples:
+    """What a split's samples are at a cut: images or texts, activations, or the features that embed computed.
+
+    Raises:
+        UserError: the cache's limit does not suffice.
+    """
+    views = job.arm.views if split == "train" else 0
+    if isinstance(model, Probe) or (cut == len(model.backbone.layers) and not views):
+        return job.features(split)
+    return activations(job, model.backbone, cut, split, views) if cut else job.samples(split)
+
+
+def activations(job: Job, backbone: Backbone, cut: int, split: str, views: int) -> Samples:
+    """A split's activations after `cut` frozen layers, out of the cache.
+
+    Raises:
+        UserError: the cache's limit does not suffice.
+    """
+    samples = job.samples(split)
+    transform = job.settings.model.model_dump(mode="json", exclude={"dropout"})
+    transform["augment"] = list(job.arm.augment) if views else []
+    label = f"{job.experiment}/{job.arm_name}: activations of {cut} frozen layers, {split}"
+    with entry.Progress(label, len(samples) * max(1, views)) as progress:
+        return job.cache.samples(
+            backbone,
+            cut,
+            samples,
+            list(job.part(split)["sha256"]),
+            weights_sha256=job.pretrained_sha256,
+            transform=transform,
+            views=views,
+            device=job.device,
+            progress=progress.reached,
+        )
+
+
+def view_of(arm: Arm, seed: int) -> Callable[[int], int | None]:
+    """Which augmented view an epoch, from 1, trains on."""
+    if not arm.augment:
+        return lambda epoch: None
+    if arm.views:
+        return lambda epoch: (epoch - 1) % arm.views
+    return lambda epoch: seed * 1_000_000 + epoch
+
+
+# ---------------------------------------------------------------------------------------------- the proof
+
+
+def proof_of_stored_features(job: Job) -> dict[str, Any]:
+    """That the features a head was trained on come from the backbone as fetch wrote it.
+
+    Raises:
+        HeadstartError: the weights changed since.
+    """
+    fetched = provenance(job)
+    used = features.key(artifacts.features_dir(job.experiment))["pretrained_sha256"]
+    if not job.pretrained_sha256 == fetched["converted_sha256"] == used:
+        weights = job.pretrained / "model.safetensors"
+        raise HeadstartError(f"{weights} is not what fetch wrote or embed read; run `dvc repro` again")
+    return {"tensors": fetched["tensors"], "parameters": fetched["parameters"], "unchanged": True}
+
+
+def provenance(job: Job) -> dict[str, Any]:
+    """What fetch wrote of the pretrained weights."""
+    found: dict[str, Any] = artifacts.read_json(job.pretrained / "provenance.json", "python -m steps.fetch")
+    return found
+
+
+def settings_of(experiment: str, arm: str) -> TrainSettings:
+    """What resolve wrote for an arm."""
+    return params.read_settings(TrainSettings, artifacts.settings_file(experiment, "train", arm))
