@@ -283,7 +283,20 @@ class Arm(Choices):
         return self
 
 
-class Machine(Settings):
+class Limits(Settings):
+    """How much disk, memory and time the work may take: changes no result, so it reruns nothing."""
+
+    cache: bool = Field(True, description="Store what a frozen bottom makes of the samples.")
+    cache_gib: float = Field(10.0, gt=0, description="Limit of all that is stored, in GiB.")
+    image_memory_gib: float = Field(
+        1.0, ge=0, description="Decoded images kept in memory, in GiB; more of them go to a mapped file."
+    )
+    checkpoint_seconds: float = Field(
+        30.0, ge=0, description="Time between two checkpoints to resume from; 0: after every step."
+    )
+
+
+class Machine(Limits):
     """What the machine does with the work; none of it changes what is to be trained."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
@@ -300,14 +313,15 @@ class Machine(Settings):
     auto_batch_size: bool = Field(
         False, description="When memory runs out, compute a batch in more parts; the batch stays the same."
     )
-    cache: bool = Field(True, description="Store what a frozen bottom makes of the samples.")
-    cache_gib: float = Field(10.0, gt=0, description="Limit of all that is stored, in GiB.")
-    image_memory_gib: float = Field(
-        1.0, ge=0, description="Decoded images kept in memory, in GiB; more of them go to a mapped file."
-    )
-    checkpoint_seconds: float = Field(
-        30.0, ge=0, description="Time between two checkpoints to resume from; 0: after every step."
-    )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits alone."""
+        return Limits(**{name: getattr(self, name) for name in Limits.model_fields})
+
+    def within(self, limits: Limits) -> Machine:
+        """The same with other limits."""
+        return self.model_copy(update=dict(limits))
 
     @model_validator(mode="after")
     def _can_compute(self) -> Self:

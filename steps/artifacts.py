@@ -80,6 +80,11 @@ def registration_file(experiment: str) -> Path:
     return Path(".headstart/registered") / f"{experiment}.json"
 
 
+def rate_range_dir(experiment: str) -> Path:
+    """Plots and tables of learning-rate range tests."""
+    return Path("work") / experiment / "lr"
+
+
 def prefix_cache_dir() -> Path:
     """Stored activations of frozen layers; may be deleted at any time, outside of DVC's care."""
     return Path(".headstart/cache/prefix")

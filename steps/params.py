@@ -23,13 +23,16 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from steps.arms import Arm, Choices, Library, Lora, Machine, changed, misfits, with_rates
+from steps.arms import Arm, Choices, Library, Limits, Lora, Machine, changed, misfits, with_rates
 from steps.artifacts import read_json
 from steps.errors import ParamsError, UserError
 from steps.settings import Settings, suggest
 
+# The settings file of an experiment's limits.
+LIMITS = "limits"
+
 __all__ = [  # the models of arms and the base are known by this room's name too
-    "Arm", "Lora", "Machine", "Settings",
+    "Arm", "Limits", "Lora", "Machine", "Settings",
 ]  # fmt: skip
 
 TASKS = ("image-classification", "text-classification")

@@ -74,7 +74,7 @@ class Proposal:
 
 
 def rate_range(experiment: str, arm: str) -> None:
-    """Propose learning rates for an arm of params.yaml; write `reports/<experiment>/lr-<arm>.png` and `.csv`.
+    """Propose learning rates for an arm of params.yaml; write `work/<experiment>/lr/<arm>.png` and `.csv`.
 
     Raises:
         UserError: there is no such arm, it has no use for a rate, or its data or weights are not there yet.
@@ -91,7 +91,7 @@ def rate_range(experiment: str, arm: str) -> None:
     )
     curve = watch(trainable.load(experiment, arm, settings), about.training.seeds[0])
     found = propose(curve.rates, curve.smoothed)
-    picture = artifacts.report_dir(experiment) / f"lr-{arm}.png"
+    picture = artifacts.rate_range_dir(experiment) / f"{arm}.png"
     write(curve, found, f"{experiment}, arm {arm}", picture)
     for line in advice(experiment, arm, chosen, found):
         entry.say(line)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from steps import artifacts, entry, params
 from steps.params import (
+    LIMITS,
     CompareSettings,
     EmbedSettings,
     EvaluateSettings,
     IngestSettings,
+    Limits,
     Params,
     Settings,
     TrainSettings,
@@ -49,7 +51,7 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
             experiment.task,
             experiment.model,
             experiment.training,
-            experiment.machine,
+            experiment.machine.within(Limits()),
         )
         steps: dict[str, Settings] = {
             "ingest": IngestSettings(task=task, data=experiment.data),
@@ -69,6 +71,8 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
             ),
         }
         files |= {artifacts.settings_file(name, step): settings for step, settings in steps.items()}
+        # No stage depends on this one: what changes no result must not rerun anything.
+        files[artifacts.settings_file(name, LIMITS)] = experiment.machine.limits
         files |= {
             artifacts.settings_file(name, "train", arm): TrainSettings(
                 task=task, model=model, training=training, arm=settings, machine=machine

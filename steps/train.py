@@ -16,6 +16,7 @@ from steps import artifacts, checkpoint, data, entry, freezing, loop, trainable
 from steps.errors import TrainingError
 from steps.loop import Fitted
 from steps.network import Layer, Network, Probe
+from steps.params import Limits
 from steps.resume import Checkpoints, code_sha256
 from steps.trainable import Job
 
@@ -135,11 +136,12 @@ class Told(Checkpoints):
 
 def run_key(job: Job, seed: int) -> dict[str, Any]:
     """Everything that determines the weights: a state is taken up only where all of it is the same."""
+    decisive = job.settings.model_copy(update={"machine": job.machine.within(Limits())})
     return {
         "experiment": job.experiment,
         "arm": job.arm_name,
         "seed": seed,
-        "settings": job.settings.model_dump(mode="json"),
+        "settings": decisive.model_dump(mode="json"),
         "data_sha256": data.fingerprint(job.rows[job.rows["split"] != ""]),
         "pretrained_sha256": job.pretrained_sha256,
         "code_sha256": code_sha256(),

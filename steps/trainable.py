@@ -19,7 +19,7 @@ from steps.features import PrefixCache
 from steps.loop import Fed, Recipe, Stage
 from steps.network import Backbone, Network, Probe
 from steps.objective import Objective
-from steps.params import Arm, Machine, TrainSettings
+from steps.params import Arm, Limits, Machine, TrainSettings
 
 GIB = 2**30
 
@@ -307,5 +307,7 @@ def provenance(job: Job) -> dict[str, Any]:
 
 
 def settings_of(experiment: str, arm: str) -> TrainSettings:
-    """What resolve wrote for an arm."""
-    return params.read_settings(TrainSettings, artifacts.settings_file(experiment, "train", arm))
+    """What resolve wrote for an arm, within the experiment's limits of disk, memory and time."""
+    settings = params.read_settings(TrainSettings, artifacts.settings_file(experiment, "train", arm))
+    limits = params.read_settings(Limits, artifacts.settings_file(experiment, params.LIMITS))
+    return settings.model_copy(update={"machine": settings.machine.within(limits)})

@@ -30,6 +30,7 @@ import torch
 import transformers.models.bert.modeling_bert  # noqa: F401
 
 from steps import artifacts, checkpoint, resume, train
+from steps.params import LIMITS, Limits
 from tests.tracking import made
 
 KILLS = 12
@@ -60,8 +61,9 @@ def change(name: str, edit: Callable[[dict[str, Any]], object]) -> None:
     artifacts.write_json(path, settings)
 
 
-def after_every_step(settings: dict[str, Any]) -> None:
-    settings["machine"]["checkpoint_seconds"] = 0.0
+def save_after_every_step(name: str) -> None:
+    limits = Limits(checkpoint_seconds=0.0).model_dump(mode="json")
+    artifacts.write_json(artifacts.settings_file(name, LIMITS), limits)
 
 
 def result(name: str) -> dict[str, Any]:
@@ -279,7 +281,7 @@ def measure(task: str, epochs: int, seed: int) -> dict[str, Any]:
     name = made.EXPERIMENT[task]
     Child(lambda: make(task, epochs), Path("log.txt")).wait()
     unbroken, _ = finished(name)
-    change(name, after_every_step)
+    save_after_every_step(name)
     return {
         "unbroken": unbroken,
         "killed": kill_and_go_on(name, random.Random(seed)),

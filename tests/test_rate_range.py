@@ -229,15 +229,16 @@ def test_a_curve_and_a_table_are_written_and_nothing_else_is_changed(
     clone: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files_below(Path("data")) | files_below(Path("work"))
+    folder = artifacts.rate_range_dir(clone)
     rate_range.rate_range(clone, "full")
     said = capsys.readouterr().out
     assert "in params.yaml:" in said
-    folder = artifacts.report_dir(clone)
-    assert set(files_below(folder)) == {"lr-full.png", "lr-full.csv"}
-    assert files_below(Path("data")) | files_below(Path("work")) == before
-    with Image.open(folder / "lr-full.png") as picture:
+    assert set(files_below(folder)) == {"full.png", "full.csv"}
+    after = files_below(Path("data")) | files_below(Path("work"))
+    assert {path: one for path, one in after.items() if f"{folder.name}/" not in path} == before
+    with Image.open(folder / "full.png") as picture:
         assert picture.size == (1280, 760)
-    rows = list(csv.DictReader((folder / "lr-full.csv").open()))
+    rows = list(csv.DictReader((folder / "full.csv").open()))
     assert list(rows[0]) == ["step", "learning_rate", "loss", "smoothed"]
     assert float(rows[0]["learning_rate"]) == pytest.approx(1e-6)
     assert 10 <= len(rows) <= 30

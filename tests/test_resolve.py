@@ -44,6 +44,7 @@ def test_every_step_gets_its_settings(capsys: pytest.CaptureFixture[str]) -> Non
         "embed",
         "evaluate",
         "compare",
+        "limits",
         "arms/scratch",
         "arms/frozen",
         "arms/full",
@@ -83,6 +84,7 @@ def test_the_same_params_give_the_same_bytes() -> None:
             "full: {learning_rate: 0.001, backbone_learning_rate: 0.0001, preset: full}",
             {"bbc-news/arms/full.json", "bbc-news/compare.json"},
         ),
+        ("task: text", "machine: {cache_gib: 3.0}\n    task: text", {"bbc-news/limits.json"}),
         ("licence: Apache-2.0\n  minilm", "licence: MIT\n  minilm", {"pretrained/efficientnet-lite0.json"}),
     ],
 )

@@ -16,7 +16,7 @@ from steps import artifacts, checkpoint, evaluate, features, freezing, loop, par
 from steps.arms import PRESETS
 from steps.errors import HeadstartError, TrainingError, UserError
 from steps.network import Network, Probe
-from steps.params import Arm, TrainSettings
+from steps.params import Arm, Limits, Machine, TrainSettings
 from tests.tracking import made
 
 
@@ -212,7 +212,10 @@ def train_as(
     settings["arm"] = Arm(**{"learning_rate": 0.01, "backbone_learning_rate": 0.005, **arm}).model_dump(
         mode="json"
     )
-    settings["machine"] |= machine or {}
+    asked = Machine(**(machine or {}))
+    settings["machine"] = asked.within(Limits()).model_dump(mode="json")
+    limits = asked.limits.model_dump(mode="json")
+    artifacts.write_json(artifacts.settings_file(experiment, params.LIMITS), limits)
     settings["training"]["epochs"] = epochs
     artifacts.write_json(path, settings)
     train.train(experiment, "full")

@@ -1,8 +1,8 @@
 """The Trainer of transformers, as its own users run it.
 
 The plain network in the default memory format and with the default attention, frozen by `requires_grad`;
-`TrainingArguments` at their defaults (fused AdamW among them) but for what makes the work the same (epochs,
-batch size, rates, cosine with warm-up, one evaluation an epoch) and what costs time and is not compared
+`TrainingArguments` at their defaults but for what makes the work the same (epochs, batch size, one evaluation
+an epoch; fused AdamW, the default, with our rates and schedule) and what costs time and is not compared
 (saving, reports, progress bars). The data are in memory as tensors. The Trainer puts the whole model into
 train mode, so that batch normalisation in frozen layers keeps on learning its statistics.
 """
@@ -10,6 +10,7 @@ train mode, so that batch normalisation in frozen layers keeps on learning its s
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from torch.utils.data import Dataset
 
 from benchmarks.rivals import ours
 from benchmarks.rivals.work import Clock, Outcome, Part, Work, accuracy, give, plain, warm_up
+from steps.params import Training
+from steps.schedule import warmup_cosine
 
 Padding = Literal["none", "to the limit", "dynamic", "by length"]
 
@@ -85,19 +88,24 @@ def rows(work: Work, part: Part, padding: Padding) -> Rows:
     return Rows(found)
 
 
-def optimizer(model: nn.Module, work: Work) -> torch.optim.Optimizer:
-    """AdamW with the work's two rates; decay of matrices alone."""
+def optimizer(
+    model: nn.Module, work: Work
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with the work's two rates, decay of matrices alone, and our schedule to the point."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((".head." in name, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
+    made = torch.optim.AdamW(
         [
             {"params": found, "lr": work.rates[0 if head else 1], "weight_decay": 0.01 if matrix else 0.0}
             for (head, matrix), found in groups.items()
         ],
         fused=True,
     )
+    total = work.epochs * math.ceil(work.sizes[0] / work.batch_size)
+    warmup = round(total * Training().warmup_fraction)
+    return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: warmup_cosine(step, total, warmup))
 
 
 def train(work: Work, seed: int, padding: Padding = "none", workers: int = 0) -> Outcome:
@@ -121,8 +129,6 @@ def train(work: Work, seed: int, padding: Padding = "none", workers: int = 0) ->
             num_train_epochs=work.epochs,
             per_device_train_batch_size=work.batch_size,
             per_device_eval_batch_size=64,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
             train_sampling_strategy="group_by_length" if padding == "by length" else "random",
             dataloader_num_workers=workers,
             eval_strategy="epoch",
@@ -139,7 +145,7 @@ def train(work: Work, seed: int, padding: Padding = "none", workers: int = 0) ->
             compute_metrics=lambda told: {
                 "accuracy": float(np.mean(told.predictions.argmax(axis=1) == told.label_ids))
             },
-            optimizers=(optimizer(wrapped, work), None),
+            optimizers=optimizer(wrapped, work),
         )
         clock = Clock()
         trainer.train()
