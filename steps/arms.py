@@ -287,9 +287,13 @@ class Limits(Settings):
     """How much disk, memory and time the work may take: changes no result, so it reruns nothing."""
 
     cache: bool = Field(True, description="Store what a frozen bottom makes of the samples.")
-    cache_gib: float = Field(10.0, gt=0, description="Limit of all that is stored, in GiB.")
+    cache_gib: float = Field(
+        10.0, gt=0, description="Limit of the activations that are stored, and of the pixels, in GiB each."
+    )
     image_memory_gib: float = Field(
-        1.0, ge=0, description="Decoded images kept in memory, in GiB; more of them go to a mapped file."
+        1.0,
+        ge=0,
+        description="Decoded images of a split kept in memory, in GiB; more of them go to a mapped file.",
     )
     checkpoint_seconds: float = Field(
         30.0, ge=0, description="Time between two checkpoints to resume from; 0: after every step."
@@ -307,7 +311,10 @@ class Machine(Limits):
     )
     compile: bool = Field(False, description="Use torch.compile.")
     accumulate: int = Field(
-        1, ge=1, description="A batch is computed in so many parts; must divide `training.batch_size`."
+        1,
+        ge=1,
+        description="A batch is computed in so many parts; must divide `training.batch_size`. Batch normalisation "
+        "sees the parts one by one.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory, a second forward pass.")
     auto_batch_size: bool = Field(

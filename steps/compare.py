@@ -309,6 +309,7 @@ def of_arm(inputs: Inputs, arm: str, reached: Convergence) -> dict[str, Any]:
         "seconds_to_target": reached.seconds,
         "parameters": journals[0]["parameters"],
         "trainable_parameters": journals[0]["trainable_parameters"],
+        "frozen": journals[0]["frozen"],
     }
 
 

@@ -149,12 +149,15 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 class FeatureSamples:
-    """Rows of a feature matrix that was computed before."""
+    """Rows of a feature matrix that was computed before.
 
-    lengths = None
+    Args:
+        features: shape (samples, ...).
+        lengths: tokens of the texts that they were computed of, if they are of texts.
+    """
 
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
+    def __init__(self, features: Tensor, lengths: Sequence[int] | None = None) -> None:
+        self.features, self.lengths = features, lengths
 
     def __len__(self) -> int:
         return len(self.features)

@@ -23,13 +23,14 @@ def embed(experiment: str) -> None:
     samples = task.samples(
         tasks.contents(task, used, artifacts.data_dir(experiment)), settings.model, pretrained
     )
-    device = network.prepare_device()
+    device = network.prepare_device(settings.machine.device)
     backbone = network.build_backbone(pretrained, pretrained=True)
     started = perf_counter()
     with artifacts.new_folder(artifacts.features_dir(experiment)) as folder:
         with entry.Progress(f"embed {experiment}", len(used)) as progress:
             features.write(backbone, samples, folder / features.MATRIX, device, progress.reached)
-        used[["id"]].to_parquet(folder / features.INDEX, index=False)
+        index = used[["id"]] if samples.lengths is None else used[["id"]].assign(tokens=samples.lengths)
+        index.to_parquet(folder / features.INDEX, index=False)
         artifacts.write_json(
             folder / features.KEY,
             {

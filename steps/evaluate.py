@@ -47,7 +47,7 @@ def predictions(
 ) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
     """Probabilities (samples, classes) on the test split, arm by arm and seed by seed."""
     pretrained = artifacts.pretrained_dir(settings.model.pretrained)
-    device, task = network.prepare_device(), tasks.get(settings.task)
+    device, task = network.prepare_device(settings.machine.device), tasks.get(settings.task)
     contents = tasks.contents(task, test, artifacts.data_dir(experiment))
     # Decoded or tokenised once: every network sees the same inputs.
     whole = task.samples(contents, settings.model, pretrained)

@@ -78,19 +78,24 @@ def write(
 
 
 def read(folder: Path, ids: pd.Series) -> FeatureSamples:
-    """The features of these samples, in their order.
+    """The features of these samples, in their order; those of texts know how long the texts are.
+
+    So a head that trains on them sees the batches that a whole network sees.
 
     Raises:
         HeadstartError: some have none; embed is older than the split.
     """
     matrix: NDArray[np.float32] = np.load(folder / MATRIX, mmap_mode="r")
-    places = pd.Index(pd.read_parquet(folder / INDEX)["id"]).get_indexer(pd.Index(ids))
+    index = pd.read_parquet(folder / INDEX)
+    places = pd.Index(index["id"]).get_indexer(pd.Index(ids))
     if (places < 0).any():
         raise HeadstartError(
             f"{folder} has no features of {int((places < 0).sum())} samples; run embed again"
         )
     # A copy of the rows asked for: a training reads them in random order many times.
-    return FeatureSamples(torch.from_numpy(np.ascontiguousarray(matrix[places])))
+    rows = torch.from_numpy(np.ascontiguousarray(matrix[places]))
+    lengths = index["tokens"].to_numpy()[places].tolist() if "tokens" in index else None
+    return FeatureSamples(rows, lengths)
 
 
 def key(folder: Path) -> dict[str, Any]:

@@ -171,10 +171,15 @@ def is_frozen(layer: Layer) -> bool:
     return not any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def boundary(network: Network) -> int:
-    """The deepest cut of the backbone below which nothing trains."""
-    frozen = 0
-    for layer in network.backbone.layers:
+def boundary(network: Network, drawn_anew: int = 0) -> int:
+    """The deepest cut of the backbone below which nothing trains, and all is as it was pretrained.
+
+    Args:
+        network: with its layers frozen.
+        drawn_anew: so many top layers are not the pretrained ones, frozen for now or not.
+    """
+    frozen, layers = 0, network.backbone.layers
+    for layer in layers[: len(layers) - drawn_anew]:
         if not is_frozen(layer):
             break
         frozen += 1

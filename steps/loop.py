@@ -31,6 +31,8 @@ from steps.schedule import warmup_cosine
 
 # Called with values and the number of steps taken: after every step, and with `epoch` after every epoch.
 Log = Callable[[dict[str, float], int], None]
+# A training of so many seconds is kept when it is done, however long ago it was kept last.
+WORTH_KEEPING = 10.0
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -319,7 +321,10 @@ class _Run:
 
     def finish(self) -> Fitted:
         """Give the network its best weights."""
-        fed, averaged = self.enter(), list[int]()
+        # Other seeds may follow: if they are interrupted, this one is not to be done again.
+        if self.last_kept != self.steps and perf_counter() - self.started > WORTH_KEEPING:
+            self.save()
+        fed, averaged = self.fed or self.enter(), list[int]()
         if self.soup is not None:
             self.best_state, averaged = self.soup.make(lambda state: self._loss_of(state, fed))
             self._use(self.best_state, fed)
@@ -353,7 +358,12 @@ class _Run:
 
     def save_if_due(self) -> None:
         """Hand the state to the keeper, if it wants it."""
-        if self.keeper is None or not self.keeper.due():
+        if self.keeper is not None and self.keeper.due():
+            self.save()
+
+    def save(self) -> None:
+        """Hand the state to the keeper, if there is one."""
+        if self.keeper is None:
             return
         assert self.optimizer is not None
         tensors, values = flatten_optimizer(self.optimizer)

@@ -44,7 +44,7 @@ def solve(head: nn.Module, features: Tensor, labels: Tensor, arm: Arm, objective
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12,
+        parameters, max_iter=ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
     calls, last = 0, math.nan

@@ -143,7 +143,8 @@ def run_key(job: Job, seed: int) -> dict[str, Any]:
         "seed": seed,
         "settings": decisive.model_dump(mode="json"),
         "data_sha256": data.fingerprint(job.rows[job.rows["split"] != ""]),
-        "pretrained_sha256": job.pretrained_sha256,
+        "samples_sha256": artifacts.sha256_json(list(job.rows["id"])),  # and their order
+        "pretrained_sha256": job.pretrained_files_sha256,
         "code_sha256": code_sha256(),
         "torch": torch.__version__,
         "device": job.device.type,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from steps.loop import Fed, Recipe, Stage
 from steps.network import Backbone, Network, Probe
 from steps.objective import Objective
 from steps.params import Arm, Limits, Machine, TrainSettings
+from steps.resume import code_sha256
 
 GIB = 2**30
+# The libraries that make a frozen layer's activations out of a sample.
+COMPUTES = ("pillow", "timm", "tokenizers", "torchvision", "transformers")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,12 @@ class Job:
     def pretrained_sha256(self) -> str:
         """Of the pretrained weights' file."""
         return artifacts.sha256_file(self.pretrained / "model.safetensors")
+
+    @cached_property
+    def pretrained_files_sha256(self) -> str:
+        """Of all that fetch wrote: weights, architecture with its input's mean and spread, tokenizer."""
+        files = {path.name: artifacts.sha256_file(path) for path in self.pretrained.iterdir()}
+        return artifacts.sha256_json(files)
 
     @cached_property
     def cache(self) -> PrefixCache:
@@ -183,8 +193,7 @@ def fit_head_first(job: Job, model: Network) -> None:
     Source: Kumar et al., Fine-Tuning can Distort Pretrained Features, 2022. What is drawn anew at the top
     has other features than those stored, so they are computed.
     """
-    stored = not (job.arm.reinit_top or job.arm.augment)
-    samples = job.features("train") if stored else _pooled(job, model)
+    samples = _pooled(job, model) if job.arm.reinit_top else job.features("train")
     inputs = samples.batch(list(range(len(samples))))
     assert isinstance(inputs, Tensor)
     job.recipe.objective.to(job.device)
@@ -225,7 +234,9 @@ def _thawing(job: Job, model: Network, name: str) -> Callable[[], list[dict[str,
 
 def fed(job: Job, model: Network | Probe, seed: int) -> Fed:
     """The batches, cut as deep as what is frozen now allows."""
-    cut = freezing.boundary(model) if isinstance(model, Network) and cacheable(job) else 0
+    cut = 0
+    if isinstance(model, Network) and cacheable(job):
+        cut = freezing.boundary(model, job.arm.reinit_top)
     train, validation = (inputs(job, model, cut, split) for split in ("train", "validation"))
     return Fed(
         job.batches("train", train), job.batches("validation", validation), cut, view_of(job.arm, seed)
@@ -259,6 +270,8 @@ def activations(job: Job, backbone: Backbone, cut: int, split: str, views: int) 
     samples = job.samples(split)
     transform = job.settings.model.model_dump(mode="json", exclude={"dropout"})
     transform["augment"] = list(job.arm.augment) if views else []
+    # What decodes, cuts and computes.
+    transform |= {"code": code_sha256(), "versions": {name: version(name) for name in COMPUTES}}
     label = f"{job.experiment}/{job.arm_name}: activations of {cut} frozen layers, {split}"
     with entry.Progress(label, len(samples) * max(1, views)) as progress:
         return job.cache.samples(
@@ -266,7 +279,7 @@ def activations(job: Job, backbone: Backbone, cut: int, split: str, views: int) 
             cut,
             samples,
             list(job.part(split)["sha256"]),
-            weights_sha256=job.pretrained_sha256,
+            weights_sha256=job.pretrained_files_sha256,
             transform=transform,
             views=views,
             device=job.device,

@@ -161,6 +161,11 @@ def train(
             "weights_sha256": _hash(made.experiment, arm, seed),
             "parameters": 3_400_000,
             "trainable_parameters": 12_810 if arm_settings.tune == "head" else 3_400_000,
+            "frozen": {
+                "tensors": 294 if arm_settings.tune == "head" else 0,
+                "parameters": 3_387_190 if arm_settings.tune == "head" else 0,
+                "unchanged": True,
+            },
             "train_labels": 100,
             "validation_labels": 100,
             "epochs": epochs,

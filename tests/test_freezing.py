@@ -237,6 +237,12 @@ def test_the_boundary_is_below_the_lowest_layer_that_trains(name: str) -> None:
         assert freezing.boundary(model) in ({expected} if expected else {0, 1}), mode
 
 
+def test_what_is_drawn_anew_is_no_frozen_prefix_even_while_it_is_frozen() -> None:
+    model = built("bert")
+    freezing.freeze(model, Arm(tune="gradual", reinit_top=1, **RATES))
+    assert freezing.boundary(model, drawn_anew=1) == 3
+
+
 def test_bitfit_trains_exactly_the_biases() -> None:
     """Written out for one layer of BERT."""
     model = built("bert")

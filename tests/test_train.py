@@ -258,6 +258,7 @@ FROZEN_PREFIXES: dict[str, dict[str, Any]] = {
     "bottom layer": {"freeze_bottom": 1},
     "bottom half": {"freeze_bottom": 0.5},
     "gradual": {"tune": "gradual"},
+    "gradual, top drawn anew": {"tune": "gradual", "reinit_top": 1},
     "views": {"freeze_bottom": 0.5, "augment": ("flip", "crop"), "views": 2},
     "head on views": {"tune": "head", "augment": ("flip",), "views": 2, "backbone_learning_rate": None},
 }
