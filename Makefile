@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check format test test-fast bench docs lock clean clean-all
+.PHONY: help install run check format test test-fast bench techniques docs lock clean clean-all
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,8 +43,14 @@ test: install  ## all tests, end to end included
 test-fast: install  ## the unit tests alone, under a minute
 	pytest -m "not slow and not flow" -n 2
 
-bench: install  ## what the orchestration costs over the steps' own time
+bench: install  ## speed: the orchestration over the steps' own time, training beside others
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "fastai>=2.8"
 	python -m benchmarks.orchestration
+	python -m benchmarks.training
+
+techniques: install  ## what every technique does on the two examples, in a cheap form
+	dvc repro embed@digits embed@bbc-news
+	python -m benchmarks.techniques --cheap
 
 docs: install  ## write docs/params.md from the models of params.yaml
 	python docs/make_params.py
