@@ -246,7 +246,7 @@ class Choices(Settings):
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth: share of blocks left out.")
     ema: float | None = Field(None, gt=0, lt=1, description="Decay of a moving average of the weights.")
     soup: Literal["uniform", "greedy"] | None = Field(
-        None, description="Average the weights of epochs: of all, or of those that help on validation."
+        None, description="Average the weights of the four best epochs: all, or what helps on validation."
     )
     class_weights: bool = Field(False, description="Rare classes weigh more in the loss.")
     balanced_sampling: bool = Field(False, description="Every class is drawn equally often.")
@@ -313,8 +313,8 @@ class Machine(Limits):
     accumulate: int = Field(
         1,
         ge=1,
-        description="A batch is computed in so many parts; must divide `training.batch_size`. Batch normalisation "
-        "sees the parts one by one.",
+        description="A batch is computed in so many parts; must divide `training.batch_size`. Batch "
+        "normalisation sees the parts one by one.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory, a second forward pass.")
     auto_batch_size: bool = Field(

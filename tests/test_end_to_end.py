@@ -293,3 +293,40 @@ def test_a_termination_ends_the_training_and_leaves_the_clone_free(
     assert trainings(clone.root) == []
     clone.edit_params(experiments__topics__training__epochs=2)
     assert stages_run(clone.run("dvc", "repro", "compare@topics").stdout) <= {"resolve"}
+
+
+def test_a_training_killed_under_dvc_goes_on_under_the_flow_to_the_same_bytes(
+    clone: Twin, tmp_path: Path
+) -> None:
+    """DVC empties a stage's outputs before it runs; what a training needs to go on survives that."""
+    clone.edit_params(
+        experiments__shapes__training__epochs=12, experiments__shapes__machine={"checkpoint_seconds": 0.0}
+    )
+    unbroken = clone.copy(tmp_path / "unbroken")
+    unbroken.run("dvc", "repro", "train@shapes-full")
+    kill_when_it_trains(clone, ["dvc", "repro", "train@shapes-full"])
+    said = clone.headstart("run", "shapes", environment=AWAY)
+    assert "goes on from step" in said
+    for seed in (1, 2):
+        weights = Path(f"work/shapes/arms/full/seed-{seed}/model.safetensors")
+        assert (clone.root / weights).read_bytes() == (unbroken.root / weights).read_bytes()
+    assert not (clone.root / ".headstart/checkpoints/shapes/full").exists()
+
+
+def kill_when_it_trains(clone: Twin, command: list[str]) -> None:
+    """Kill everything that runs in the clone, once the training is some checkpoints further."""
+    states = clone.root / ".headstart/checkpoints/shapes/full"
+    before = {path.name for path in states.glob("seed-*/*/step-*")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=clone.root, env=clone.environment | AWAY,
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + STARTED_SECONDS
+    while {path.name for path in states.glob("seed-*/*/step-*")} <= before:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    time.sleep(0.2)
+    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        child.kill()
+    process.wait()

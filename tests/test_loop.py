@@ -448,3 +448,21 @@ def test_judge_agrees_with_scikit_learn() -> None:
     assert found["validation_accuracy"] == pytest.approx((truth == predicted).mean())
     assert found["validation_macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert found["validation_log_loss"] == pytest.approx(log_loss(truth, probabilities), rel=1e-5)
+
+
+def test_a_compiled_network_trains_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the back end that compiles nothing: that the loop uses it, and trains the network itself."""
+    calls: list[object] = []
+    compile_ = torch.compile
+
+    def spy(module: Any, **named: Any) -> Any:
+        calls.append(module)
+        return compile_(module, backend="eager", **named)
+
+    monkeypatch.setattr(torch, "compile", spy)
+    plain, compiled = linear(dropout=0.3), linear(dropout=0.3)
+    fit(plain)
+    fit(compiled, machine=Machine(device="cpu", compile=True))
+    assert calls == [compiled]
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
