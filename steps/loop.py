@@ -196,7 +196,8 @@ class _Run:
         self.soup = Soup(arm.soup) if arm.soup is not None else None
         self.anchor: freezing.Anchor | None = None
         self.optimizer: torch.optim.AdamW | None = None
-        self.entered, self.fed = 0, None
+        self.entered = 0
+        self.fed: Fed | None = None
         self.moving: State = {}
         self.order = torch.Generator().manual_seed(seed)
         self.order_before = self.order.get_state()
@@ -212,8 +213,6 @@ class _Run:
         self.started = perf_counter()
 
     # ------------------------------------------------------------------------------------- epochs
-
-    fed: Fed | None
 
     def enter(self) -> Fed:
         """Begin an epoch: free what its stage frees, and give its batches."""
