@@ -26,16 +26,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.rivals.work import Outcome, Work
+    from benchmarks.rivals.huggingface import Padding
+    from benchmarks.rivals.work import Outcome, Tune, Work
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
-TOLERANCE = 0.01
 Side = Callable[[int], "Outcome"]
 RESULT = "RESULT "
 
@@ -66,28 +67,27 @@ class Row:
 # ---------------------------------------------------------------------------------------------- the rows
 
 
-def _images(tune: str, train: int, epochs: int) -> Work:
+def _images(tune: Tune, train: int, epochs: int) -> Work:
     from benchmarks.rivals.work import Work
 
     rates = (0.003, 0.003) if tune == "head" else (0.005, 0.001)
-    return Work("images", tune, (train, 100, 500), epochs, 20, rates)  # type: ignore[arg-type]
+    return Work("images", tune, (train, 100, 500), epochs, 20, rates)
 
 
-def _texts(tune: str, train: int, epochs: int) -> Work:
+def _texts(tune: Tune, train: int, epochs: int) -> Work:
     from benchmarks.rivals.work import Work
 
-    rates = (0.03, 0.03) if tune == "head" else (0.001, 0.0001)
-    return Work("texts", tune, (train, 32, 300), epochs, 16, rates)  # type: ignore[arg-type]
+    rates = (0.03, 0.03) if tune == "head" else (0.003, 0.0003)
+    return Work("texts", tune, (train, 32, 300), epochs, 16, rates)
 
 
-def _trainer(work: Callable[[], Work], padding: str) -> tuple[Side, Side]:
+def _trainer(work: Callable[[], Work], padding: Padding) -> tuple[Side, Side]:
     from benchmarks.rivals import huggingface, ours
 
-    rival = partial(huggingface.train, work(), padding=padding)  # type: ignore[arg-type]
-    return partial(ours.train, work()), rival
+    return partial(ours.train, work()), partial(huggingface.train, work(), padding=padding)
 
 
-def _against_trainer(work: Callable[[], Work], padding: str = "none") -> Callable[[], tuple[Side, Side]]:
+def _against_trainer(work: Callable[[], Work], padding: Padding = "none") -> Callable[[], tuple[Side, Side]]:
     return partial(_trainer, work, padding)
 
 
@@ -317,15 +317,9 @@ def run_side(name: str, side: str, seed: int) -> None:
 
 def machine() -> str:
     """Where the figures come from."""
-    versions = []
-    for name in ("torch", "transformers", "fastai"):
-        from importlib.metadata import version
-
-        versions.append(f"{name} {version(name)}")
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads, Python {platform.python_version()}, "
-        + ", ".join(versions)
-    )
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "fastai")]
+    hardware = f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads"
+    return ", ".join([hardware, f"Python {platform.python_version()}", *versions])
 
 
 def main() -> None:

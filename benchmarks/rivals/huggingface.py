@@ -143,7 +143,7 @@ def train(work: Work, seed: int, padding: Padding = "none", workers: int = 0) ->
             train_dataset=rows(work, given.train, padding),
             eval_dataset=rows(work, given.validation, padding),
             compute_metrics=lambda told: {
-                "accuracy": float(np.mean(told.predictions.argmax(axis=1) == told.label_ids))
+                "accuracy": float(np.mean(np.argmax(told.predictions, axis=1) == told.label_ids))
             },
             optimizers=optimizer(wrapped, work),
         )

@@ -26,6 +26,8 @@ from steps.raw import package
 from steps.tasks import Content
 
 ROOT = Path(__file__).resolve().parents[2]
+Kind = Literal["images", "texts"]
+Tune = Literal["head", "top half", "all"]
 SLUGS = {"images": "efficientnet-lite0", "texts": "minilm-l6"}
 SPLITS = ("train", "validation", "test")
 # Who is drawn into which split; the same in every repeat.
@@ -48,8 +50,8 @@ class Work:
         image_size: side of an image in pixels.
     """
 
-    kind: Literal["images", "texts"]
-    tune: Literal["head", "top half", "all"]
+    kind: Kind
+    tune: Tune
     sizes: tuple[int, int, int]
     epochs: int
     batch_size: int
