@@ -133,8 +133,8 @@ ROWS = {
         _against_trainer(partial(_images, "head", 1100, 10)),
     ),
     "frozen-texts": Row(
-        "frozen backbone, 10 epochs, 96 texts", f"{TRAINER}, dynamic padding", 12,
-        _against_trainer(partial(_texts, "head", 96, 10), "dynamic"),
+        "frozen backbone, 10 epochs, 48 texts", f"{TRAINER}, dynamic padding", 12,
+        _against_trainer(partial(_texts, "head", 48, 10), "dynamic"),
     ),
     "half-images": Row(
         "bottom half frozen, 10 epochs, 240 images", TRAINER, 1.5,
