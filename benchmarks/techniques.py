@@ -6,8 +6,8 @@
 Reads what the pipeline made (`dvc repro`). Every technique gets the same search: three rates (two for texts),
 one seed that the experiment does not use, judged by the validation log-loss. Then it is trained with the
 experiment's own seeds, and the test split is read, once for each. What is done is kept in
-`.headstart/techniques/`, so that a run that was stopped goes on. `--cheap` leaves the search out and takes
-two seeds.
+`.headstart/techniques/`, under all that it depends on, so that a run that was stopped goes on. `--cheap`
+leaves the search out and takes two seeds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import trials
-from steps import artifacts, evidence, params
+from steps import artifacts, data, evidence, params
 from steps.arms import PRESETS
 from steps.evidence import Answers, Crossed
 from steps.params import Arm, Params
+from steps.resume import code_sha256
+from steps.trainable import Job
 
 TECHNIQUES = (
     "scratch", "frozen", "bottom_half", "full", "lp_ft", "llrd", "gradual", "reinit_top_1", "reinit_top_2",
@@ -53,6 +55,18 @@ def arm_of(checked: Params, experiment: str, technique: str) -> Arm:
     return arm.model_copy(update=rates)
 
 
+def kept_at(job: Job, seed: int, kind: str) -> Path:
+    """Where a training's result is kept: under all that it depends on."""
+    key = {
+        "settings": job.settings.model_dump(mode="json"),
+        "data": data.fingerprint(job.rows[job.rows["split"] != ""]),
+        "pretrained": job.pretrained_files_sha256,
+        "code": code_sha256(),
+    }
+    digest = artifacts.sha256_json(key)[:12]
+    return KEPT / f"{job.experiment}-{job.arm_name}-{digest}-seed-{seed}.{kind}"
+
+
 def tuned(checked: Params, experiment: str, technique: str, factors: tuple[float, ...]) -> tuple[Arm, float]:
     """The arm at the best of the rates, and the factor."""
     base = arm_of(checked, experiment, technique)
@@ -63,9 +77,9 @@ def tuned(checked: Params, experiment: str, technique: str, factors: tuple[float
 
 def tuning_loss(checked: Params, experiment: str, technique: str, base: Arm, factor: float) -> float:
     """The validation log-loss with the rates multiplied; infinite where the training breaks down."""
-    path = KEPT / f"{experiment}-{technique}-rate-{factor:.2f}.json"
+    job = trials.job_of(checked, experiment, technique, trials.scaled(base, factor))
+    path = kept_at(job, TUNING_SEED, "json")
     if not path.exists():
-        job = trials.job_of(checked, experiment, technique, trials.scaled(base, factor))
         found = trials.train(job, TUNING_SEED).fitted.best
         artifacts.write_json(path, found)
         print(f"{experiment} {technique} x{factor:.2f}: {found['validation_log_loss']:.3f}", flush=True)
@@ -76,8 +90,8 @@ def run(
     checked: Params, experiment: str, technique: str, arm: Arm, seed: int
 ) -> tuple[Answers, dict[str, Any]]:
     """One training's answers on the test split, and what it cost."""
-    path = KEPT / f"{experiment}-{technique}-seed-{seed}.npz"
     job = trials.job_of(checked, experiment, technique, arm)
+    path = kept_at(job, seed, "npz")
     if not path.exists():
         done = trials.train(job, seed)
         cost = {
