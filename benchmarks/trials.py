@@ -44,15 +44,7 @@ def train(job: Job, seed: int) -> Trial:
     """Fit one network; nothing is written but the cache of frozen activations."""
     started = process_time()
     model = trainable.build(job, seed)
-    if job.arm.head_first:
-        assert isinstance(model, Network)
-        trainable.fit_head_first(job, model)
-    stages = trainable.stages(job, model, seed)
-    if job.arm.solver == "lbfgs":
-        stages[0].thaw()
-        fitted = loop.fit_at_once(model, stages[0].feed(), job.recipe, log=_nothing, device=job.device)
-    else:
-        fitted = loop.fit(model, stages, job.recipe, seed=seed, log=_nothing, device=job.device)
+    fitted = trainable.fit(job, model, seed, log=_nothing)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     if job.arm.tune == "lora":
         freezing.merge_lora(model)

@@ -135,9 +135,14 @@ def by_length(samples: Samples, size: int = PREDICT_BATCH) -> list[list[int]]:
 
     What does not fit into memory then fails at once and not at the end. Without lengths: in turn.
     """
-    if samples.lengths is None:
-        return in_turn(len(samples), size)
-    order = np.argsort(-np.asarray(samples.lengths, dtype=np.int64), kind="stable")
+    return longest_first(samples.lengths, len(samples), size)
+
+
+def longest_first(lengths: Sequence[int] | None, count: int, size: int = PREDICT_BATCH) -> list[list[int]]:
+    """Indices 0 .. count - 1 in batches of alike lengths, as `by_length` has them."""
+    if lengths is None:
+        return in_turn(count, size)
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     return _cut(order.tolist(), size)
 
 

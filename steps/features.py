@@ -28,7 +28,7 @@ from torch import Tensor
 
 from steps import entry
 from steps.artifacts import new_folder, read_json, sha256_json, write_json
-from steps.data import PREDICT_BATCH, FeatureSamples, Samples, in_turn, to_device
+from steps.data import FeatureSamples, Samples, by_length, longest_first, to_device
 from steps.errors import DataError, DiskFullError, HeadstartError, UserError
 from steps.network import Backbone, Inputs
 
@@ -68,7 +68,7 @@ def write(
         path, mode="w+", dtype=np.float32, shape=(len(samples), backbone.features)
     )
     done = 0
-    for indices in _batches(_lengths(samples), len(samples)):
+    for indices in by_length(samples):
         rows = backbone(to_device(samples.batch(indices), device)).float().cpu().numpy()
         _check_finite(np.isfinite(rows).all(axis=1), indices, "features")
         matrix[indices] = rows
@@ -102,19 +102,6 @@ def key(folder: Path) -> dict[str, Any]:
     """What the features were computed from."""
     found: dict[str, Any] = read_json(folder / KEY, "python -m steps.embed")
     return found
-
-
-def _lengths(samples: Samples) -> Sequence[int] | None:
-    return getattr(samples, "lengths", None)
-
-
-def _batches(lengths: Sequence[int] | None, count: int) -> list[list[int]]:
-    """Places 0 .. count - 1 in batches; those of like length together, the longest first."""
-    if lengths is None:
-        return in_turn(count)
-    # The longest first: if memory does not suffice, that shows at once.
-    order = sorted(range(count), key=lambda at: -lengths[at])
-    return [order[at : at + PREDICT_BATCH] for at in range(0, count, PREDICT_BATCH)]
 
 
 def _check_finite(finite: NDArray[np.bool_], indices: list[int], what: str) -> None:
@@ -203,7 +190,7 @@ class Prefix:
     @property
     def lengths(self) -> list[int] | None:
         """Tokens of each distinct content, None for images."""
-        lengths = _lengths(self.samples)
+        lengths = self.samples.lengths
         return None if lengths is None else [lengths[first] for first in self.firsts]
 
     def run(self, places: list[int], view: int) -> tuple[Tensor, list[int] | None]:
@@ -436,7 +423,7 @@ def _fill(folder: Path, layout: Layout, prefix: Prefix, progress: Callable[[int]
     views = max(prefix.views, 1)
     done, all_runs = 0, len(prefix.firsts) * views
     with _Rows(folder / ACTIVATIONS, layout.shape) as out:
-        for places in _batches(prefix.lengths, len(prefix.firsts)):
+        for places in longest_first(prefix.lengths, len(prefix.firsts)):
             for view in range(views):
                 rows, tokens = prefix.run(places, view)
                 _put(out, rows, tokens, places, view, layout, views)

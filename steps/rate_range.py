@@ -111,9 +111,6 @@ def watch(job: trainable.Job, seed: int) -> Curve:
             f"`headstart run {job.experiment}`"
         )
     model = trainable.build(job, seed)
-    if job.arm.head_first:
-        assert isinstance(model, Network)
-        trainable.fit_head_first(job, model)
     if job.arm.tune == "gradual":
         # The rates are those of all layers that will train.
         assert isinstance(model, Network)

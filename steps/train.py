@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steps import artifacts, checkpoint, data, entry, freezing, loop, trainable
+from steps import artifacts, checkpoint, data, entry, freezing, trainable
 from steps.errors import TrainingError
 from steps.loop import Fitted
 from steps.network import Layer, Network, Probe
@@ -86,24 +86,13 @@ def fit_once(
 ) -> tuple[Network | Probe, Fitted, dict[str, Any]]:
     """Build the network and fit it; gives it with the proof of what stayed frozen."""
     model = trainable.build(job, seed)
-    if job.arm.head_first:
-        assert isinstance(model, Network)
-        trainable.fit_head_first(job, model)
     proof = freezing.Proof(model)
-    stages = trainable.stages(job, model, seed)
     steps = job.settings.training.epochs * len(job.batches("train", data.FeatureSamples(job.train_labels)))
     with entry.Progress(label, steps) as progress:
         history = History(folder / checkpoint.HISTORY, progress)
-        if job.arm.solver == "lbfgs":
-            stages[0].thaw()
-            fitted = loop.fit_at_once(model, stages[0].feed(), job.recipe, log=history.log, device=job.device)
-        else:
-            key = run_key(job, seed)
-            kept = Told(label, states / artifacts.sha256_json(key)[:12], key, job.machine.checkpoint_seconds)
-            fitted = loop.fit(
-                model, stages, job.recipe, seed=seed, log=history.log, device=job.device, keeper=kept,
-                micro_batch=micro_batch,
-            )  # fmt: skip
+        key = run_key(job, seed)
+        kept = Told(label, states / artifacts.sha256_json(key)[:12], key, job.machine.checkpoint_seconds)
+        fitted = trainable.fit(job, model, seed, log=history.log, keeper=kept, micro_batch=micro_batch)
     history.write()
     if job.on_features:
         return model, fitted, trainable.proof_of_stored_features(job)

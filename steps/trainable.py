@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steps import artifacts, augment, data, entry, features, freezing, network, params, probing, tasks
+from steps import artifacts, augment, data, entry, features, freezing, loop, network, params, probing, tasks
 from steps.data import Batches, FeatureSamples, Samples
 from steps.errors import HeadstartError, UserError
 from steps.features import PrefixCache
-from steps.loop import Fed, Recipe, Stage
+from steps.loop import Fed, Fitted, Keeper, Log, Recipe, Stage
 from steps.network import Backbone, Network, Probe
 from steps.objective import Objective
 from steps.params import Arm, Limits, Machine, TrainSettings
@@ -163,7 +163,7 @@ def has_bf16() -> bool:
 
 
 def build(job: Job, seed: int) -> Network | Probe:
-    """The network as it is before the first step, with the arm's layers frozen.
+    """The network as it is before the first step: the arm's layers frozen, the head fitted if it comes first.
 
     The generator is set anew before the head is drawn, so a seed's first head is the same in every arm.
 
@@ -184,6 +184,8 @@ def build(job: Job, seed: int) -> Network | Probe:
     torch.manual_seed(seed)
     model = Network(backbone, len(job.classes), dropout, arm.head)
     freezing.freeze(model, arm)
+    if arm.head_first:
+        fit_head_first(job, model)
     return model
 
 
@@ -294,6 +296,37 @@ def view_of(arm: Arm, seed: int) -> Callable[[int], int | None]:
     if arm.views:
         return lambda epoch: (epoch - 1) % arm.views
     return lambda epoch: seed * 1_000_000 + epoch
+
+
+def fit(
+    job: Job,
+    model: Network | Probe,
+    seed: int,
+    *,
+    log: Log,
+    keeper: Keeper | None = None,
+    micro_batch: int | None = None,
+) -> Fitted:
+    """Train what `build` gave, with the arm's solver; arguments as in `loop.fit`.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite, or memory does not suffice.
+        UserError: the cache's limit does not suffice.
+    """
+    found = stages(job, model, seed)
+    if job.arm.solver == "lbfgs":
+        found[0].thaw()
+        return loop.fit_at_once(model, found[0].feed(), job.recipe, log=log, device=job.device)
+    return loop.fit(
+        model,
+        found,
+        job.recipe,
+        seed=seed,
+        log=log,
+        device=job.device,
+        keeper=keeper,
+        micro_batch=micro_batch,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the proof
