@@ -1,32 +1,34 @@
 """Did the pretrained start help? Estimates with intervals, and the verdict. No torch, no pandas.
 
 Which arm is judged is chosen on validation; the test split only judges it. So the interval needs no
-correction for having picked the best of several. How the intervals are made is told in `intervals`.
+correction for having picked the best of several. Where all arms or all pairs are told, their p-values are
+corrected for that. How intervals are made is told in `intervals`, what is called a difference in `pairwise`.
+
+A run is one training of an arm: a resample and a seed. Resample 1 is the experiment's own training subset.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steps import intervals, metrics
+from steps import intervals, metrics, pairwise
 from steps.errors import HeadstartError, TrainingError
 from steps.intervals import Interval
-
-# Validation values are means of float32; what differs by less is equal.
-TOLERANCE = 1e-9
-
+from steps.pairwise import Call, McNemar
 
 # ------------------------------------------------------------------------------------- the test split
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one arm and seed said of the test split.
+    """What one run said of the test split.
 
     Attributes:
         arm: name of the arm.
@@ -34,6 +36,7 @@ class Answers:
         ids: of the test items, unique.
         truth: true class of each item, shape (items,).
         probabilities: shape (items, classes).
+        resample: which training subset; 1 is the experiment's own.
     """
 
     arm: str
@@ -41,58 +44,90 @@ class Answers:
     ids: Sequence[str]
     truth: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    resample: int = 1
+
+    @property
+    def run(self) -> tuple[int, int]:
+        """Resample and seed: runs are in this order."""
+        return self.resample, self.seed
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        subset = f", resample {self.resample}" if self.resample != 1 else ""
+        return f"arm {self.arm!r}{subset}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Crossed:
-    """Every arm and seed on the same items, in the order of ids.
+    """Every run on the same items, in the order of ids.
 
     Attributes:
         ids: shape (items,).
         truth: shape (items,).
-        seeds: the same for every arm.
-        probabilities: by arm, shape (seeds, items, classes).
+        seeds: one for each run, the same for every arm, in the order of (resample, seed).
+        resamples: one for each run: its training subset.
+        probabilities: by arm, shape (runs, items, classes).
     """
 
     ids: tuple[str, ...]
     truth: NDArray[np.int64]
     seeds: tuple[int, ...]
+    resamples: tuple[int, ...]
     probabilities: dict[str, NDArray[np.float64]]
 
     def scores(self, arm: str, metric: str) -> NDArray[np.float64]:
-        """The arm's score of each seed on each item, shape (seeds, items)."""
+        """The arm's score of each run on each item, shape (runs, items)."""
         return np.stack([metrics.per_item(metric, self.truth, one) for one in self.probabilities[arm]])
 
     def values(self, arm: str, metric: str) -> list[float]:
-        """The metric of each seed."""
+        """The metric of each run."""
         return [metrics.score(metric, self.truth, one) for one in self.probabilities[arm]]
 
 
 def cross(tested: Sequence[Answers]) -> Crossed:
-    """Line up what all arms and seeds said of the same test items.
+    """Line up what all runs said of the same test items.
 
     Raises:
         TrainingError: predictions are not finite; names arm and seed.
-        HeadstartError: arms differ in seeds, items or true classes, or there are fewer than two items.
+        HeadstartError: arms differ in runs, items or true classes, or there are fewer than two items.
     """
     first = tested[0]
-    seeds = tuple(sorted(one.seed for one in tested if one.arm == first.arm))
+    order = sorted(one.run for one in tested if one.arm == first.arm)
     probabilities: dict[str, NDArray[np.float64]] = {}
     for arm in dict.fromkeys(one.arm for one in tested):
-        runs = sorted((one for one in tested if one.arm == arm), key=lambda one: one.seed)
-        if tuple(one.seed for one in runs) != seeds:
-            found = [one.seed for one in runs]
+        runs = sorted((one for one in tested if one.arm == arm), key=lambda one: one.run)
+        if [one.run for one in runs] != order:
             raise HeadstartError(
-                f"arm {arm!r} was tested with seeds {found}, arm {first.arm!r} with {list(seeds)}; "
-                "a paired comparison needs the same: run train and evaluate again"
+                f"arm {arm!r} was tested with {_runs([one.run for one in runs])}, arm {first.arm!r} with "
+                f"{_runs(order)}; a paired comparison needs the same: run train and evaluate again"
             )
         probabilities[arm] = np.stack([_in_order(one, first) for one in runs])
+    _check_runs(first.arm, order)
     if len(first.ids) < 2:
         raise HeadstartError(
             f"the test split has {len(first.ids)} item, an interval needs two or more; raise `split.test`"
         )
-    order = np.argsort(np.asarray(first.ids, dtype=object))
-    return Crossed(tuple(first.ids[at] for at in order), first.truth[order], seeds, probabilities)
+    places = np.argsort(np.asarray(first.ids, dtype=object))
+    ids = tuple(first.ids[at] for at in places)
+    resamples, seeds = (tuple(run[part] for run in order) for part in (0, 1))
+    return Crossed(ids, first.truth[places], seeds, resamples, probabilities)
+
+
+def _runs(runs: Sequence[tuple[int, int]]) -> str:
+    if all(resample == 1 for resample, _ in runs):
+        return f"seeds {[seed for _, seed in runs]}"
+    return f"resamples and seeds {[f'{resample}-{seed}' for resample, seed in runs]}"
+
+
+def _check_runs(arm: str, runs: Sequence[tuple[int, int]]) -> None:
+    """Every run once, and every resample with as many seeds: their means are weighed alike."""
+    counts = Counter(resample for resample, _ in runs)
+    if len(set(runs)) < len(runs) or len(set(counts.values())) > 1:
+        raise HeadstartError(
+            f"arm {arm!r} was tested with {_runs(runs)}: every resample needs the same seeds, each once; run "
+            "train and evaluate again"
+        )
 
 
 def _in_order(one: Answers, first: Answers) -> NDArray[np.float64]:
@@ -100,95 +135,149 @@ def _in_order(one: Answers, first: Answers) -> NDArray[np.float64]:
     broken = int((~np.isfinite(one.probabilities)).any(axis=1).sum())
     if broken:
         raise TrainingError(
-            f"arm {one.arm!r}, seed {one.seed}: {broken} of {len(one.ids)} predictions are not finite; "
+            f"{one.name}: {broken} of {len(one.ids)} predictions are not finite; "
             "train it again with a smaller learning rate"
         )
     here, there = (dict(zip(it.ids, it.truth.tolist(), strict=True)) for it in (one, first))
     if len(here) != len(one.ids):
-        raise HeadstartError(f"arm {one.arm!r}, seed {one.seed}: ids repeat in the predictions")
+        raise HeadstartError(f"{one.name}: ids repeat in the predictions; run evaluate again")
     odd = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
     if odd:
         raise HeadstartError(
-            f"arm {one.arm!r}, seed {one.seed} was tested on other items or labels than arm {first.arm!r}, "
-            f"seed {first.seed}: {len(odd)} differ, e.g. {odd[0]!r}; run evaluate again"
+            f"{one.name} was tested on other items or labels than {first.name}: {len(odd)} differ, "
+            f"e.g. {odd[0]!r}; run evaluate again"
         )
     return one.probabilities[np.argsort(np.asarray(one.ids, dtype=object))]
 
 
 def estimate(crossed: Crossed, arm: str, metric: str, confidence: float) -> Interval:
-    """The arm's metric, its mean over seeds, with an interval over seeds and items."""
-    return intervals.of_mean(crossed.scores(arm, metric), confidence, metrics.BOUNDS[metric])
+    """The arm's metric, its mean over runs, with an interval over runs and items."""
+    bounds = metrics.BOUNDS[metric]
+    return intervals.of_mean(crossed.scores(arm, metric), confidence, bounds, crossed.resamples)
 
 
 def improvement(crossed: Crossed, arm: str, reference: str, metric: str, confidence: float) -> Interval:
-    """By how much the arm is better than the reference, paired by seed and item; positive is better."""
-    gains = metrics.improvement(metric, crossed.scores(arm, metric), crossed.scores(reference, metric))
-    return intervals.of_difference(gains, confidence, metrics.BOUNDS[metric])
+    """By how much the arm is better than the reference, paired by run and item; positive is better."""
+    return _gain(crossed, metric, crossed.scores(arm, metric), crossed.scores(reference, metric)).interval(
+        confidence
+    )
 
 
-# ------------------------------------------------------------------------------------- validation
+def _gain(
+    crossed: Crossed, metric: str, first: NDArray[np.float64], second: NDArray[np.float64]
+) -> intervals.Spread:
+    gains = metrics.improvement(metric, first, second)
+    return intervals.spread_of_difference(gains, metrics.BOUNDS[metric], crossed.resamples)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One training as seen on validation.
-
-    Attributes:
-        values: the metric after each epoch.
-        seconds: training time up to the end of each epoch.
-    """
-
-    values: Sequence[float]
-    seconds: Sequence[float]
+# ------------------------------------------------------------------------------------- many comparisons
 
 
 @dataclass(frozen=True)
-class Convergence:
-    """How soon an arm reaches the target.
+class Difference:
+    """By how much one arm is better than another; positive is better whatever the metric.
 
     Attributes:
-        epochs: the first epoch by which the mean over seeds of the best value so far reaches it; None: never.
-        seconds: mean over seeds of the training time up to there, in seconds.
-        by_seed: the first epoch of each seed that reaches it by itself; None: never.
+        value: the difference, its mean over runs and items.
+        low: lower end of its interval.
+        high: upper end.
+        p: two-sided; below 1 - confidence where the interval leaves 0 out.
+        p_holm: the same, corrected for all comparisons of the table it stands in.
+        call: what the interval says; it is not corrected.
     """
 
-    epochs: int | None
-    seconds: float | None
-    by_seed: list[int | None]
+    value: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    call: Call
 
 
-def target_of(curves: Sequence[Curve], metric: str) -> float:
-    """The value to reach: the mean over the reference's seeds of each seed's best validation value."""
-    return float(np.mean([_best_so_far(curve.values, metric)[-1] for curve in curves]))
+@dataclass(frozen=True)
+class Pair:
+    """Two arms.
 
-
-def convergence(curves: Sequence[Curve], target: float, metric: str) -> Convergence:
-    """When an arm reaches the target.
-
-    The best value so far is averaged over seeds, so the reference itself always reaches its own target:
-    at the epoch in which the last of its seeds was at its best.
+    Attributes:
+        first: the arm that is the better one where the difference is positive.
+        second: the other.
+        difference: over all runs.
+        first_run: position of the first arm's run that is in the test of single networks.
+        second_run: of the second arm's.
+        mcnemar: of these two networks.
     """
-    best = [_best_so_far(curve.values, metric) for curve in curves]
-    longest = max(len(one) for one in best)
-    # A training that stopped early keeps the best it had.
-    mean = np.mean([np.pad(one, (0, longest - len(one)), mode="edge") for one in best], axis=0)
-    by_seed = [_first(one, target, metric) for one in best]
-    epochs = _first(mean, target, metric)
-    if epochs is None:
-        return Convergence(None, None, by_seed)
-    seconds = [curve.seconds[min(epochs, len(curve.seconds)) - 1] for curve in curves]
-    return Convergence(epochs, float(np.mean(seconds)), by_seed)
+
+    first: str
+    second: str
+    difference: Difference
+    first_run: int
+    second_run: int
+    mcnemar: McNemar
 
 
-def _best_so_far(values: Sequence[float], metric: str) -> NDArray[np.float64]:
-    better = np.maximum if metrics.HIGHER_IS_BETTER[metric] else np.minimum
-    return np.asarray(better.accumulate(np.asarray(values, dtype=np.float64)))
+def improvements(
+    crossed: Crossed, reference: str, metric: str, confidence: float, margin: float
+) -> dict[str, Difference]:
+    """Every other arm against the reference; p-values corrected over these arms.
+
+    Args:
+        crossed: the test split.
+        reference: the arm to compare with.
+        metric: what arms are judged by.
+        confidence: of the intervals.
+        margin: the largest difference that does not matter, in the metric's unit.
+    """
+    others = [arm for arm in crossed.probabilities if arm != reference]
+    found = _differences(crossed, [(arm, reference) for arm in others], metric, confidence, margin)
+    return dict(zip(others, found, strict=True))
 
 
-def _first(values: NDArray[np.float64], target: float, metric: str) -> int | None:
-    ahead = values - target if metrics.HIGHER_IS_BETTER[metric] else target - values
-    reached = np.flatnonzero(ahead >= -TOLERANCE)
-    return int(reached[0]) + 1 if len(reached) else None
+def pairs(
+    crossed: Crossed, metric: str, confidence: float, margin: float, chosen: Mapping[str, int] | None = None
+) -> list[Pair]:
+    """Every arm against every other; p-values corrected over all pairs.
+
+    Args:
+        crossed: the test split.
+        metric: what arms are judged by.
+        confidence: of the intervals.
+        margin: the largest difference that does not matter, in the metric's unit.
+        chosen: by arm, the position of the run whose network is in McNemar's test; None: the first of each.
+    """
+    arms = list(crossed.probabilities)
+    names = list(combinations(arms, 2))
+    runs = {arm: 0 if chosen is None else chosen[arm] for arm in arms}
+    right = {
+        arm: metrics.per_item("accuracy", crossed.truth, crossed.probabilities[arm][run]) > 0
+        for arm, run in runs.items()
+    }
+    return [
+        Pair(a, b, difference, runs[a], runs[b], pairwise.mcnemar(right[a], right[b]))
+        for (a, b), difference in zip(
+            names, _differences(crossed, names, metric, confidence, margin), strict=True
+        )
+    ]
+
+
+def _differences(
+    crossed: Crossed, names: Sequence[tuple[str, str]], metric: str, confidence: float, margin: float
+) -> list[Difference]:
+    """The differences of one table, whose p-values are corrected together."""
+    scores = {
+        arm: crossed.scores(arm, metric) for arm in dict.fromkeys(arm for both in names for arm in both)
+    }
+    spreads = [_gain(crossed, metric, scores[first], scores[second]) for first, second in names]
+    p = {str(at): pairwise.p_of(one.value, one.ends) for at, one in enumerate(spreads)}
+    adjusted = pairwise.holm(p)
+    found = []
+    for spread, name in zip(spreads, p, strict=True):
+        one = spread.interval(confidence)
+        call = pairwise.call(one, margin)
+        found.append(Difference(one.value, one.low, one.high, p[name], adjusted[name], call))
+    return found
+
+
+# ------------------------------------------------------------------------------------- choice
 
 
 def best(candidates: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> str:
@@ -212,24 +301,46 @@ def best(candidates: Mapping[str, Sequence[tuple[float, float]]], metric: str) -
 
 
 @dataclass(frozen=True)
+class LabelsSaved:
+    """Labels the reference needs beyond the arm's to be as good, as the verdict's sentence tells them.
+
+    Attributes:
+        labels: how many; below 0 where the arm needs more.
+        low: lower end of the interval; None when unknown.
+        high: upper end; None when unknown.
+        more_than: at least so many: the reference's largest label budget is not as good as the arm.
+    """
+
+    labels: float
+    low: float | None
+    high: float | None
+    more_than: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether the best pretrained arm beats the reference.
 
     Attributes:
-        fine_tuning_helps: true or false where the interval leaves 0 out, else "undecided".
+        fine_tuning_helps: true where the call is "helps", false where it is "hurts" or "equal", else
+            "undecided".
+        call: what the interval says, see `pairwise.call`.
         arm: the pretrained arm that is best on validation; None when there is none.
         reference: what it is compared with.
         difference: how much better the arm is than the reference; positive is better whatever the metric.
         ci_low: lower end of its interval.
         ci_high: upper end of its interval.
         confidence: of the interval.
-        seeds: how many; with 1 the interval is over test items only.
+        seeds: how many different ones; with 1 on one training subset the interval is over test items only.
         items: test items.
+        p: of the difference, two-sided; one comparison, so nothing is corrected.
         convergence_speedup: the reference's epochs to its own best over the arm's epochs to the same value.
-        text: all of it in one sentence.
+        labels_saved: labels the reference needs beyond the arm's to be as good; None when not measured.
+        text: all of it in a sentence or two.
     """
 
     fine_tuning_helps: bool | Literal["undecided"]
+    call: Call
     arm: str | None
     reference: str
     difference: float | None
@@ -238,13 +349,15 @@ class Verdict:
     confidence: float
     seeds: int
     items: int
+    p: float | None
     convergence_speedup: float | None
+    labels_saved: float | None
     text: str
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the verdict's sentence says of the experiment.
+    """What the verdict needs to know of the experiment.
 
     Attributes:
         experiment: its name.
@@ -252,6 +365,7 @@ class Setting:
         epochs: the most each arm was allowed.
         metric: what arms are judged by.
         confidence: of the interval.
+        margin: the largest difference that does not matter, in the metric's unit; 0 calls nothing equal.
     """
 
     experiment: str
@@ -259,10 +373,17 @@ class Setting:
     epochs: int
     metric: str
     confidence: float
+    margin: float = 0.01
 
 
 def verdict(
-    crossed: Crossed, arm: str | None, reference: str, reached: Mapping[str, Convergence], setting: Setting
+    crossed: Crossed,
+    arm: str | None,
+    reference: str,
+    reached: Mapping[str, int | None],
+    setting: Setting,
+    saved: LabelsSaved | None = None,
+    probe: Interval | None = None,
 ) -> Verdict:
     """Judge the arm against the reference on the test split.
 
@@ -270,57 +391,97 @@ def verdict(
         crossed: the test split.
         arm: the pretrained arm to judge, chosen on validation; None when the experiment has none.
         reference: the arm to compare with.
-        reached: when each arm reaches the target.
+        reached: epochs until each arm reaches the reference's best validation value; None: never.
         setting: what the sentence says of the experiment.
+        saved: labels the arm saves; None when not measured.
+        probe: by how much a linear probe is better on pretrained features than on those of the same network
+            with random weights; None when not measured.
     """
-    seeds, items = len(crossed.seeds), len(crossed.ids)
+    seeds, items = len(set(crossed.seeds)), len(crossed.ids)
+    about_probe = _probe(probe, setting) if probe is not None else ""
     if arm is None:
         text = (
             f"{_place(setting)} no pretrained arm stands beside `{reference}`: there is nothing to compare."
         )
         return Verdict(
-            "undecided", None, reference, None, None, None, setting.confidence, seeds, items, None, text
-        )
-    found = improvement(crossed, arm, reference, setting.metric, setting.confidence)
-    helps: bool | Literal["undecided"] = "undecided"
-    if found.low > 0 or found.high < 0:
-        helps = found.low > 0
-    own, others = reached[arm].epochs, reached[reference].epochs
+            "undecided", "undecided", None, reference, None, None, None, setting.confidence, seeds, items,
+            None, None, None, text + about_probe,
+        )  # fmt: skip
+    metric = setting.metric
+    spread = _gain(crossed, metric, crossed.scores(arm, metric), crossed.scores(reference, metric))
+    found = spread.interval(setting.confidence)
+    called = pairwise.call(found, setting.margin)
+    own, others = reached[arm], reached[reference]
     speedup = others / own if own is not None and others is not None else None
+    said = _said(arm, reference, found, called, setting)
+    figures = _figures(found, crossed, setting, mirrored=called == "hurts" or _behind(called, found))
+    goes_on = _joined(arm, called, [_pace(reference, own, setting), *_labels(saved)])
+    text = f"{_place(setting)} {said} ({figures}){goes_on}.{about_probe}"
     return Verdict(
-        helps, arm, reference, found.value, found.low, found.high, setting.confidence, seeds, items, speedup,
-        _sentence(arm, reference, found, own, setting),
+        _HELPS[called], called, arm, reference, found.value, found.low, found.high, setting.confidence, seeds,
+        items, pairwise.p_of(spread.value, spread.ends), speedup, saved.labels if saved else None, text,
     )  # fmt: skip
+
+
+_HELPS: dict[Call, bool | Literal["undecided"]] = {
+    "helps": True,
+    "hurts": False,
+    "equal": False,
+    "undecided": "undecided",
+}
 
 
 def _place(setting: Setting) -> str:
     return f"On {setting.experiment} with {setting.train_labels} training labels"
 
 
-def _sentence(arm: str, reference: str, found: Interval, epochs: int | None, setting: Setting) -> str:
-    """The verdict in words, with figures and their n."""
-    value, low, high = found.value, found.low, found.high
-    goes_on = f"; `{arm}`"
-    size = metrics.amount(setting.metric, abs(value))
-    if low > 0:
-        said, goes_on = f"`{arm}` beats `{reference}` by {size}", " and"
-    elif high < 0:
-        said, goes_on = f"`{arm}` is worse than `{reference}` by {size}", "; it"
-        low, high = -high, -low
-    elif value == 0:
-        said = f"`{arm}` and `{reference}` cannot be told apart: they score the same"
-    else:
-        side = "ahead" if value > 0 else "behind"
-        said = f"`{arm}` and `{reference}` cannot be told apart: `{arm}` is {side} by {size}"
-        low, high = (low, high) if value > 0 else (-high, -low)
-    figures = _figures(low, high, found, setting)
-    return f"{_place(setting)} {said} ({figures}){goes_on} {_pace(reference, epochs, setting)}."
+def _said(arm: str, reference: str, found: Interval, called: Call, setting: Setting) -> str:
+    """The call in words."""
+    size = metrics.amount(setting.metric, abs(found.value))
+    if called == "helps":
+        return f"`{arm}` beats `{reference}` by {size}"
+    if called == "hurts":
+        return f"`{arm}` is worse than `{reference}` by {size}"
+    if called == "equal":
+        within = _within(setting)
+        return f"`{arm}` and `{reference}` are practically equal: the difference is within {within}"
+    apart = f"`{arm}` and `{reference}` cannot be told apart"
+    if found.value == 0:
+        return f"{apart}: they score the same"
+    return f"{apart}: `{arm}` is {'ahead' if found.value > 0 else 'behind'} by {size}"
 
 
-def _figures(low: float, high: float, found: Interval, setting: Setting) -> str:
+def _behind(called: Call, found: Interval) -> bool:
+    return called == "undecided" and found.value < 0
+
+
+def _within(setting: Setting) -> str:
+    shown = metrics.SHOWN[setting.metric]
+    if setting.metric == "log_loss":
+        return f"{setting.margin:g} of {shown}"
+    points = f"{100 * setting.margin:g}"
+    return f"{points} {'point' if points == '1' else 'points'} of {shown}"
+
+
+def _figures(found: Interval, crossed: Crossed, setting: Setting, mirrored: bool) -> str:
+    """The interval with its n; mirrored where the sentence tells by how much the arm is behind."""
+    low, high = (-found.high, -found.low) if mirrored else (found.low, found.high)
     ends = f"{metrics.figure(setting.metric, low)} to {metrics.figure(setting.metric, high)}"
-    chance = "1 seed, so chance between seeds is left out" if found.seeds == 1 else f"{found.seeds} seeds"
+    seeds, subsets = len(set(crossed.seeds)), len(set(crossed.resamples))
+    chance = f"{seeds} seed{'s' * (seeds != 1)}"
+    if subsets > 1:
+        chance += f" on each of {subsets} training subsets"
+    elif seeds == 1:
+        chance += ", so chance between seeds is left out"
     return f"{100 * setting.confidence:g} % interval {ends}; {chance}, {found.items} test items"
+
+
+def _joined(arm: str, called: Call, told: list[str]) -> str:
+    """The rest of the sentence, after the difference."""
+    if called == "helps":
+        return f", {told[0]}, and {told[1]}" if len(told) > 1 else f" and {told[0]}"
+    subject = "it" if called == "hurts" else f"`{arm}`"
+    return f"; {subject} {' and '.join(told)}"
 
 
 def _pace(reference: str, epochs: int | None, setting: Setting) -> str:
@@ -328,3 +489,33 @@ def _pace(reference: str, epochs: int | None, setting: Setting) -> str:
     if epochs is None:
         return f"does not reach {goal} in {setting.epochs} epochs"
     return f"reaches {goal} in {epochs} of {setting.epochs} epochs"
+
+
+def _labels(saved: LabelsSaved | None) -> list[str]:
+    """What the labels saved add to the sentence: nothing when they were not measured."""
+    if saved is None:
+        return []
+    count, low, high = saved.labels, saved.low, saved.high
+    if saved.more_than and count > 0 and (low is None or low > 0):
+        return [f"saves more than {count:.0f} labels"]
+    if (low is not None and low > 0) or (low is None and count > 0):
+        ends = f" ({low:.0f} to {high:.0f})" if low is not None and high is not None else ""
+        return [f"saves about {count:.0f} labels{ends}"]
+    if high is not None and high < 0:
+        return [f"needs about {-count:.0f} labels more"]
+    return ["is not shown to save labels"]
+
+
+def _probe(probe: Interval, setting: Setting) -> str:
+    """What a linear probe says of the pretrained features, a sentence of its own."""
+    metric = setting.metric if setting.metric != "log_loss" else "accuracy"
+    low, high = (-probe.high, -probe.low) if probe.value < 0 else (probe.low, probe.high)
+    size = metrics.amount(metric, abs(probe.value))
+    ends = f"({metrics.figure(metric, low)} to {metrics.figure(metric, high)})"
+    opening = " The linear probe on pretrained features"
+    if probe.low > 0:
+        return f"{opening} is better than on random features by {size} {ends}."
+    if probe.high < 0:
+        return f"{opening} is worse than on random features by {size} {ends}."
+    side = "behind" if probe.value < 0 else "ahead"
+    return f"{opening} cannot be told apart from that on random features: it is {side} by {size} {ends}."

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from steps import evidence
+from steps import evidence, intervals, pairwise
 from steps.errors import HeadstartError, TrainingError
-from steps.evidence import Answers, Convergence, Crossed, Curve, Setting
+from steps.evidence import Answers, Crossed, LabelsSaved, Setting
+from steps.intervals import Interval
 
 CLASSES = 3
 
@@ -36,15 +38,22 @@ def answers(
     ]
 
 
-def setting(metric: str = "accuracy") -> Setting:
-    return Setting("toys", 100, 30, metric, 0.95)
+def setting(metric: str = "accuracy", margin: float = 0.01) -> Setting:
+    return Setting("toys", 100, 30, metric, 0.95, margin)
 
 
-REACHED = {"scratch": Convergence(24, 48.0, [24]), "full": Convergence(3, 6.0, [3])}
+REACHED: dict[str, int | None] = {"scratch": 24, "full": 3}
 
 
-def judge(crossed: Crossed, arm: str | None = "full", metric: str = "accuracy") -> evidence.Verdict:
-    return evidence.verdict(crossed, arm, "scratch", REACHED, setting(metric))
+def judge(
+    crossed: Crossed,
+    arm: str | None = "full",
+    metric: str = "accuracy",
+    margin: float = 0.01,
+    saved: LabelsSaved | None = None,
+    probe: Interval | None = None,
+) -> evidence.Verdict:
+    return evidence.verdict(crossed, arm, "scratch", REACHED, setting(metric, margin), saved, probe)
 
 
 # ------------------------------------------------------------------------------------- lining up
@@ -105,6 +114,44 @@ def test_other_seeds_stop() -> None:
         evidence.cross(runs[:-1])
 
 
+def nested(seeds: tuple[int, ...] = (1, 2), subsets: int = 3, **accuracy: float) -> list[Answers]:
+    """Every seed on several training subsets."""
+    runs = answers(accuracy, seeds=tuple(range(len(seeds) * subsets)))
+    return [
+        change(one, seed=seeds[one.seed % len(seeds)], resample=1 + one.seed // len(seeds)) for one in runs
+    ]
+
+
+def test_runs_are_in_the_order_of_resample_and_seed() -> None:
+    runs = nested(scratch=0.5, full=0.8)
+    found = evidence.cross([runs[0], *reversed(runs[1:])])
+    assert found.resamples == (1, 1, 2, 2, 3, 3)
+    assert found.seeds == (1, 2, 1, 2, 1, 2)
+    np.testing.assert_array_equal(found.probabilities["full"][3], runs[9].probabilities)
+
+
+def test_a_missing_resample_stops() -> None:
+    with pytest.raises(
+        HeadstartError, match=r"'full' was tested with resamples and seeds \['1-1', '1-2', '2-1'"
+    ):
+        evidence.cross(nested(scratch=0.5, full=0.8)[:-2])
+
+
+def test_resamples_with_other_seeds_stop() -> None:
+    runs = nested(scratch=0.5)
+    with pytest.raises(HeadstartError, match="every resample needs the same seeds"):
+        evidence.cross(runs[:-1])
+    with pytest.raises(HeadstartError, match="each once"):
+        evidence.cross([*answers({"scratch": 0.5}), *answers({"scratch": 0.5})])
+
+
+def test_predictions_that_are_not_finite_name_the_resample() -> None:
+    runs = nested(scratch=0.5)
+    runs[3] = change(runs[3], probabilities=np.full((300, CLASSES), np.inf))
+    with pytest.raises(TrainingError, match="arm 'scratch', resample 2, seed 2: 300 of 300"):
+        evidence.cross(runs)
+
+
 def test_one_test_item_stops() -> None:
     with pytest.raises(HeadstartError, match="has 1 item"):
         evidence.cross(answers({"scratch": 0.5}, items=1))
@@ -116,16 +163,78 @@ def test_one_test_item_stops() -> None:
 def test_a_better_arm_helps_and_the_sentence_says_all() -> None:
     verdict = judge(evidence.cross(answers({"scratch": 0.6, "full": 0.85})))
     assert verdict.fine_tuning_helps is True
+    assert verdict.call == "helps"
     assert verdict.ci_low is not None
+    assert verdict.ci_high is not None
     assert verdict.difference is not None
+    assert verdict.p is not None
     assert 0 < verdict.ci_low < verdict.difference
+    assert 0 < verdict.p < 0.05
     assert verdict.convergence_speedup == 8
-    low, high = f"{100 * verdict.ci_low:.1f}", f"{100 * (verdict.ci_high or 0):.1f}"
+    assert verdict.labels_saved is None
+    low, high = f"{100 * verdict.ci_low:.1f}", f"{100 * verdict.ci_high:.1f}"
     assert verdict.text == (
         f"On toys with 100 training labels `full` beats `scratch` by {100 * verdict.difference:.1f} points "
         f"of accuracy (95 % interval {low} to {high}; 3 seeds, 300 test items) and reaches scratch's best "
         "validation accuracy in 3 of 30 epochs."
     )
+
+
+def test_the_sentence_with_labels_saved_and_the_probe() -> None:
+    crossed = evidence.cross(answers({"scratch": 0.6, "full": 0.85}))
+    verdict = judge(
+        crossed,
+        saved=LabelsSaved(402.3, 250.0, 610.0, more_than=False),
+        probe=Interval(-0.081, -0.11, -0.05, 1, 300),
+    )
+    assert verdict.labels_saved == 402.3
+    assert verdict.text.endswith(
+        "3 seeds, 300 test items), reaches scratch's best validation accuracy in 3 of 30 epochs, and saves "
+        "about 402 labels (250 to 610). The linear probe on pretrained features is worse than on random "
+        "features by 8.1 points of accuracy (5.0 to 11.0)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        (LabelsSaved(300, 120, None, more_than=True), "and saves more than 300 labels."),
+        (LabelsSaved(300, None, None, more_than=True), "and saves more than 300 labels."),
+        (LabelsSaved(210, 40, None, more_than=False), "and saves about 210 labels."),
+        (LabelsSaved(210, None, None, more_than=False), "and saves about 210 labels."),
+        (LabelsSaved(210, -5, 400, more_than=False), "and is not shown to save labels."),
+        (LabelsSaved(0, 0, None, more_than=True), "and is not shown to save labels."),
+        (LabelsSaved(-60, -90, -20, more_than=False), "and needs about 60 labels more."),
+    ],
+)
+def test_labels_saved_in_words(saved: LabelsSaved, expected: str) -> None:
+    verdict = judge(evidence.cross(answers({"scratch": 0.6, "full": 0.85})), saved=saved)
+    assert verdict.text.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("probe", "expected"),
+    [
+        (
+            Interval(0.081, 0.05, 0.11, 1, 300),
+            "is better than on random features by 8.1 points of accuracy (5.0 to 11.0).",
+        ),
+        (
+            Interval(0.01, -0.02, 0.04, 1, 300),
+            "cannot be told apart from that on random features: it is ahead by 1.0 points of accuracy "
+            "(-2.0 to 4.0).",
+        ),
+        (
+            Interval(-0.01, -0.04, 0.02, 1, 300),
+            "cannot be told apart from that on random features: it is behind by 1.0 points of accuracy "
+            "(-2.0 to 4.0).",
+        ),
+    ],
+)
+@pytest.mark.parametrize("arm", ["full", None])
+def test_the_probe_in_words(probe: Interval, expected: str, arm: str | None) -> None:
+    verdict = judge(evidence.cross(answers({"scratch": 0.6, "full": 0.85})), arm=arm, probe=probe)
+    assert verdict.text.endswith(f". The linear probe on pretrained features {expected}")
 
 
 def test_a_worse_arm_does_not_help() -> None:
@@ -147,8 +256,38 @@ def test_equal_arms_are_undecided() -> None:
     runs = answers({"scratch": 0.7}, items=50)
     both = runs + [change(one, arm="full") for one in runs]
     verdict = judge(evidence.cross(both))
-    assert (verdict.fine_tuning_helps, verdict.difference) == ("undecided", 0)
+    assert (verdict.fine_tuning_helps, verdict.difference, verdict.p) == ("undecided", 0, 1)
     assert "`full` and `scratch` cannot be told apart: they score the same (" in verdict.text
+
+
+def test_many_items_on_which_arms_agree_make_them_practically_equal() -> None:
+    runs = answers({"scratch": 0.7}, items=1500)
+    both = evidence.cross(runs + [change(one, arm="full") for one in runs])
+    verdict = judge(both)
+    assert (verdict.fine_tuning_helps, verdict.call) == (False, "equal")
+    assert (
+        "`full` and `scratch` are practically equal: the difference is within 1 point of accuracy (95 % "
+        "interval -0.2 to 0.2; 3 seeds, 1500 test items); `full` reaches scratch's best"
+    ) in verdict.text
+    assert "within 2.5 points of accuracy" in judge(both, margin=0.025).text
+    assert judge(both, margin=0.0).call == "undecided"
+    assert "within 0.01 of log-loss" in judge(both, metric="log_loss").text
+
+
+def test_seeds_on_several_training_subsets() -> None:
+    crossed = evidence.cross(nested(scratch=0.5, full=0.9))
+    verdict = judge(crossed)
+    assert verdict.seeds == 2
+    assert "; 2 seeds on each of 3 training subsets, 300 test items)" in verdict.text
+    gains = crossed.scores("full", "accuracy") - crossed.scores("scratch", "accuracy")
+    by_subset = gains.reshape(3, 2, 300).mean(axis=1)
+    expected = intervals.of_difference(by_subset, 0.95, (0, 1))
+    assert (verdict.ci_low, verdict.ci_high) == (expected.low, expected.high)
+
+
+def test_one_seed_on_several_subsets_is_not_without_chance() -> None:
+    verdict = judge(evidence.cross(nested(seeds=(7,), scratch=0.5, full=0.9)))
+    assert "; 1 seed on each of 3 training subsets, 300 test items)" in verdict.text
 
 
 def test_a_test_split_of_five_works() -> None:
@@ -172,7 +311,7 @@ def test_without_a_pretrained_arm_there_is_nothing_to_judge() -> None:
 
 def test_a_target_never_reached() -> None:
     crossed = evidence.cross(answers({"scratch": 0.6, "full": 0.85}))
-    reached = REACHED | {"full": Convergence(None, None, [None])}
+    reached = REACHED | {"full": None}
     verdict = evidence.verdict(crossed, "full", "scratch", reached, setting())
     assert verdict.convergence_speedup is None
     assert verdict.text.endswith("and does not reach scratch's best validation accuracy in 30 epochs.")
@@ -209,50 +348,89 @@ def test_pairing_narrows_the_interval_where_arms_err_on_the_same_items() -> None
     assert paired.high - paired.low < alone.high - alone.low
 
 
-# ------------------------------------------------------------------------------------- convergence
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
+def test_a_class_that_is_missing_in_the_test_split_is_no_trouble(metric: str) -> None:
+    runs = [
+        change(
+            one, truth=np.minimum(one.truth, 1), probabilities=said(one.truth < 2, np.minimum(one.truth, 1))
+        )
+        for one in answers({"scratch": 0.5, "full": 0.9}, items=40)
+    ]
+    crossed = evidence.cross(runs)
+    verdict = judge(crossed, metric=metric)
+    assert verdict.difference == 0
+    assert verdict.p == 1
+    found = evidence.estimate(crossed, "full", metric, 0.95)
+    assert found.low <= found.value <= found.high
 
 
-def curve(*values: float, second: float = 2.0) -> Curve:
-    return Curve(values, [second * (at + 1) for at in range(len(values))])
+def test_two_test_items_decide_nothing() -> None:
+    verdict = judge(evidence.cross(answers({"scratch": 0.0, "full": 1.0}, items=2)))
+    assert (verdict.call, verdict.difference) == ("undecided", 1)
 
 
-def test_the_target_is_the_mean_of_the_best_values() -> None:
-    curves = [curve(0.5, 0.8, 0.7), curve(0.4, 0.5, 0.6)]
-    assert evidence.target_of(curves, "accuracy") == pytest.approx(0.7)
-    assert evidence.target_of(curves, "log_loss") == pytest.approx(0.45)
+# ------------------------------------------------------------------------------- many comparisons
 
 
-def test_epochs_and_seconds_to_the_target() -> None:
-    found = evidence.convergence([curve(0.5, 0.9, 0.6), curve(0.6, 0.6, 0.8)], 0.7, "accuracy")
-    # The mean of the best so far: 0.55, 0.75, 0.85.
-    assert found == Convergence(2, 4.0, [2, 3])
+FOUR = {"scratch": 0.6, "frozen": 0.62, "lora": 0.7, "full": 0.85}
 
 
-def test_lower_is_reached_from_above() -> None:
-    assert evidence.convergence([curve(2.0, 1.0, 0.5)], 1.0, "log_loss") == Convergence(2, 4.0, [2])
+def test_improvements_are_corrected_over_the_arms() -> None:
+    crossed = evidence.cross(answers(FOUR))
+    found = evidence.improvements(crossed, "scratch", "accuracy", 0.95, 0.01)
+    assert list(found) == ["frozen", "lora", "full"]
+    for arm, one in found.items():
+        alone = evidence.improvement(crossed, arm, "scratch", "accuracy", 0.95)
+        assert (one.value, one.low, one.high) == (alone.value, alone.low, alone.high)
+        assert (one.low > 0 or one.high < 0) == (one.p < 0.05)
+        assert one.p <= one.p_holm <= 3 * one.p
+    assert {arm: one.p_holm for arm, one in found.items()} == pairwise.holm(
+        {arm: one.p for arm, one in found.items()}
+    )
+    assert (found["full"].call, found["frozen"].call) == ("helps", "undecided")
+    assert found["full"].p == judge(crossed).p
 
 
-def test_never_reached_is_none() -> None:
-    assert evidence.convergence([curve(0.1, 0.2)], 0.3, "accuracy") == Convergence(None, None, [None])
+def test_without_another_arm_nothing_is_improved() -> None:
+    crossed = evidence.cross(answers({"scratch": 0.5}))
+    assert evidence.improvements(crossed, "scratch", "accuracy", 0.95, 0.01) == {}
+    assert evidence.pairs(crossed, "accuracy", 0.95, 0.01) == []
 
 
-def test_a_training_that_stopped_early_keeps_its_best() -> None:
-    found = evidence.convergence([curve(0.9), curve(0.2, 0.4, 0.6)], 0.7, "accuracy")
-    assert found == Convergence(3, (2.0 + 6.0) / 2, [1, None])
+def test_pairs_are_corrected_over_all_pairs() -> None:
+    crossed = evidence.cross(answers(FOUR))
+    found = evidence.pairs(crossed, "accuracy", 0.95, 0.01)
+    assert [(one.first, one.second) for one in found] == list(itertools.combinations(FOUR, 2))
+    p = {str(at): one.difference.p for at, one in enumerate(found)}
+    assert [one.difference.p_holm for one in found] == list(pairwise.holm(p).values())
+    assert [one.difference.call for one in found[:3]] == ["undecided", found[1].difference.call, "hurts"]
 
 
-curves_strategy = st.lists(
-    st.lists(st.floats(0, 1), min_size=1, max_size=12).map(lambda values: curve(*values)),
-    min_size=1,
-    max_size=4,
-)
+def test_pairs_test_the_networks_that_were_chosen() -> None:
+    crossed = evidence.cross(answers({"scratch": 0.6, "full": 0.85}))
+    (pair,) = evidence.pairs(crossed, "log_loss", 0.95, 0.01, {"scratch": 2, "full": 1})
+    right = {arm: crossed.scores(arm, "accuracy") > 0 for arm in ("scratch", "full")}
+    assert (pair.first_run, pair.second_run) == (2, 1)
+    assert pair.mcnemar == pairwise.mcnemar(right["scratch"][2], right["full"][1])
 
 
-@given(curves_strategy, st.sampled_from(["accuracy", "log_loss"]))
-def test_the_reference_always_reaches_its_own_target(curves: list[Curve], metric: str) -> None:
-    found = evidence.convergence(curves, evidence.target_of(curves, metric), metric)
-    assert found.epochs is not None
-    assert found.epochs <= max(len(one.values) for one in curves)
+def test_all_arms_equal() -> None:
+    runs = answers({"scratch": 0.7}, items=60)
+    crossed = evidence.cross([change(one, arm=arm) for arm in FOUR for one in runs])
+    found = evidence.pairs(crossed, "accuracy", 0.95, 0.01)
+    assert {(one.difference.value, one.difference.p, one.difference.p_holm) for one in found} == {(0, 1, 1)}
+    assert {one.mcnemar.p for one in found} == {1}
+
+
+@given(st.integers(0, 100))
+def test_the_order_of_items_changes_nothing(seed: int) -> None:
+    runs = answers({"scratch": 0.6, "full": 0.7}, items=30)
+    order = np.random.default_rng(seed).permutation(30)
+    renamed = [change(one, truth=one.truth[order], probabilities=one.probabilities[order]) for one in runs]
+    first, second = judge(evidence.cross(runs)), judge(evidence.cross(renamed))
+    assert first.ci_low == pytest.approx(second.ci_low)
+    assert first.p == pytest.approx(second.p)
+    assert first.text == second.text
 
 
 # ------------------------------------------------------------------------------------------ choice

@@ -2,9 +2,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from benchmarks import coverage
+from benchmarks.coverage import World
 from steps import intervals
 
 Scores = NDArray[np.float64]
@@ -95,6 +99,64 @@ def test_more_confidence_is_wider() -> None:
     assert widths == sorted(widths)
 
 
+# -------------------------------------------------------------------------------- training subsets
+
+
+def test_runs_of_a_subset_are_averaged_first() -> None:
+    scores = np.random.default_rng(3).random((6, 40))
+    groups = [2, 1, 2, 1, 3, 3]
+    averaged = np.stack([scores[[1, 3]], scores[[0, 2]], scores[[4, 5]]]).mean(axis=1)
+    found, expected = intervals.of_mean(scores, 0.95, groups=groups), intervals.of_mean(averaged, 0.95)
+    assert (found.value, found.low, found.high) == (expected.value, expected.low, expected.high)
+    assert found.seeds == 6
+
+
+def test_one_subset_is_no_grouping() -> None:
+    scores = np.random.default_rng(3).random((4, 40))
+    assert intervals.of_mean(scores, 0.95, groups=[5] * 4) == intervals.of_mean(scores, 0.95)
+
+
+def test_subsets_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(6, 200)) + np.repeat([0.0, 1.0, 2.0], 2)[:, None]
+    grouped = intervals.of_difference(scores, 0.95, groups=[1, 1, 2, 2, 3, 3])
+    alone = intervals.of_difference(scores, 0.95)
+    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    # Items matter little here, so it is the t interval of the subsets' means.
+    means = scores.reshape(3, -1).mean(axis=1)
+    expected = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
+    assert (grouped.low, grouped.high) == pytest.approx(expected, rel=0.02)
+
+
+# ---------------------------------------------------------------------------------------- properties
+
+
+@given(st.integers(0, 500), st.sampled_from([(1, 12), (2, 30), (3, 25), (5, 40)]))
+def test_the_order_of_runs_and_items_changes_nothing(seed: int, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.random(shape)
+    shuffled = scores[rng.permutation(shape[0])][:, rng.permutation(shape[1])]
+    found, same = intervals.of_mean(scores, 0.95, (0, 1)), intervals.of_mean(shuffled, 0.95, (0, 1))
+    assert (found.low, found.high) == pytest.approx((same.low, same.high))
+
+
+@given(st.integers(0, 500), st.floats(-10, 10), st.floats(0.1, 10))
+def test_a_constant_shifts_and_a_factor_stretches(seed: int, constant: float, factor: float) -> None:
+    scores = np.random.default_rng(seed).normal(size=(3, 25))
+    found = intervals.of_mean(scores, 0.9)
+    moved = intervals.of_mean(factor * scores + constant, 0.9)
+    expected = (factor * found.low + constant, factor * found.high + constant)
+    assert (moved.low, moved.high) == pytest.approx(expected)
+
+
+@given(st.integers(0, 500))
+def test_the_mirrored_difference_has_the_mirrored_interval(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gains = rng.integers(-1, 2, size=(3, 20)).astype(np.float64)
+    found, other = (intervals.of_difference(one, 0.95, (0, 1)) for one in (gains, -gains))
+    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+
+
 # ------------------------------------------------------------------------------------------ coverage
 
 
@@ -150,6 +212,17 @@ def test_resampling_three_seeds_holds_it_less_often() -> None:
         low, high = np.quantile(((seeds @ scores) * items).sum(axis=1), [0.025, 0.975])
         held += low <= true_share(0.3) <= high
     assert held / 200 < 0.9
+
+
+@pytest.mark.parametrize(
+    "world", [World(3, 100, 0.1, 1.5), World(2, 100, 0.1, 1.5, subsets=3, subset_luck=0.6)]
+)
+def test_intervals_and_claims_of_the_coverage_benchmark(world: World) -> None:
+    found = coverage.count(world, 400)
+    assert min(found.held["Headstart"]) >= 0.93
+    assert found.helps <= 0.05
+    assert found.family <= 0.05
+    assert found.widths["Headstart"][1] > found.widths["Satterthwaite"][1]
 
 
 @pytest.mark.slow
