@@ -26,6 +26,8 @@ SECTIONS: list[tuple[str, type[Settings]]] = [
     ("experiments.&lt;name&gt;.validation", params.Validation),
     ("experiments.&lt;name&gt;.split", params.Split),
     ("experiments.&lt;name&gt;.training", params.Training),
+    ("experiments.&lt;name&gt;.tuning", params.Tuning),
+    ("experiments.&lt;name&gt;.curve", params.Curve),
     ("experiments.&lt;name&gt;.evaluation", params.Evaluation),
     ("experiments.&lt;name&gt;.machine", params.Machine),
     ("arms.&lt;name&gt;", params.Arm),
@@ -108,6 +110,8 @@ def kind(field: FieldInfo) -> str:
 def words(annotation: object) -> str:
     """A type without Python's own names."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation == arms.Range:
+        return "`[low, high]` | `{choices: [...]}`"
     if origin is typing.Annotated:
         return words(arguments[0])
     if origin is typing.Literal:

@@ -17,6 +17,32 @@ Start = Literal["pretrained", "random"]
 Tune = Literal["all", "head", "biases", "norms", "lora", "gradual", "pattern"]
 Augmentation = Literal["flip", "crop", "randaugment"]
 
+# What a search may try for one key of an arm: [low, high], or the values to choose from.
+Number = Annotated[int | float, Field(allow_inf_nan=False)]
+
+
+class OneOf(Settings):
+    """The values a search may choose from."""
+
+    choices: Annotated[tuple[bool | int | float | str | None, ...], Field(strict=False, min_length=1)]
+
+
+def _range(raw: object) -> object:
+    """Tell a mistake in one line, where a union would tell one for each of its kinds."""
+    numbers = isinstance(raw, list | tuple) and len(raw) == 2 and all(map(_is_number, raw))
+    choices = raw.get("choices") if isinstance(raw, dict) else None
+    if numbers or isinstance(raw, OneOf) or (isinstance(choices, list | tuple) and choices and len(raw) == 1):  # type: ignore[arg-type]
+        return raw
+    raise ValueError(f"must be two numbers [low, high] or {{choices: [...]}}, is {raw!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+Ends = Annotated[tuple[Number, Number], Field(strict=False)]
+Range = Annotated[Ends | OneOf, BeforeValidator(_range)]
+
 # --------------------------------------------------------------------------------------------------- presets
 
 # What a preset's name stands for; everything else is at its default.
@@ -191,6 +217,14 @@ def _layers_or_share(value: object) -> object:
     return value
 
 
+# The keys of an arm that a search may change; the others say what the arm is.
+SEARCHABLE = (
+    "learning_rate", "backbone_learning_rate", "layer_decay", "weight_decay", "l2_sp", "label_smoothing",
+    "mixup", "cutmix", "drop_path", "ema", "reinit_top", "freeze_bottom", "thaw_every", "head_first",
+    "class_weights", "balanced_sampling", "head", "soup",
+)  # fmt: skip
+
+
 class Choices(Settings):
     """What can be said of an arm; whether it fits together is seen when it is an `Arm`."""
 
@@ -250,6 +284,21 @@ class Choices(Settings):
     )
     class_weights: bool = Field(False, description="Rare classes weigh more in the loss.")
     balanced_sampling: bool = Field(False, description="Every class is drawn equally often.")
+    search: dict[str, Range] | None = Field(
+        None,
+        description="What `tuning` searches for this arm: keys of the arm with `[low, high]` or "
+        "`{choices: [...]}`. Else the rates, from a tenth to ten times those declared.",
+    )
+
+    @field_validator("search")
+    @classmethod
+    def _searchable(cls, search: dict[str, Range] | None) -> dict[str, Range] | None:
+        for key, wanted in (search or {}).items():
+            if key not in SEARCHABLE:
+                raise ValueError(f"{key!r} cannot be searched{suggest(key, SEARCHABLE)}")
+            if not isinstance(wanted, OneOf) and wanted[0] >= wanted[1]:
+                raise ValueError(f"{key}: the lower end must come first, is {list(wanted)}")
+        return search
 
     @field_validator("preset")
     @classmethod

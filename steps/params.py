@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     StringConstraints,
@@ -218,13 +219,55 @@ class Training(Settings):
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of steps the rate climbs.")
     clip_norm: float = Field(1.0, gt=0)
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (1, 2, 3)
+    resamples: int = Field(
+        1, ge=1, description="On so many different parts of the training pool every seed is trained."
+    )
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) != len(seeds) or min(seeds) < 0:
             raise ValueError(f"must be distinct and >= 0, is {list(seeds)}")
-        return seeds
+        return tuple(sorted(seeds))  # every list and table of runs is in this order
+
+
+class Tuning(Settings):
+    """How many hyperparameters every arm may try, each arm as many."""
+
+    trials: int = Field(
+        4, ge=1, description="Trainings of the search, the declared values first; 1: these, and no search."
+    )
+    seed: int = Field(101, ge=0, description="Of the search and its trainings; none of `training.seeds`.")
+
+
+def _budget(raw: object) -> object:
+    if raw == "all" or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 2):
+        return raw
+    raise ValueError(f"must be a whole number from 2 on, or `all`, is {raw!r}")
+
+
+Budget = Annotated[int | Literal["all"], BeforeValidator(_budget)]
+
+
+class Curve(Settings):
+    """Accuracy over the number of labels: every arm is trained on nested parts of the training pool."""
+
+    labels: Annotated[tuple[Budget, ...], Field(strict=False)] = Field(
+        (), description="Label budgets, e.g. [25, 50, 100, all]; none: no curve."
+    )
+    arms: Annotated[tuple[ArmName, ...], Field(strict=False)] | None = Field(
+        None, description="Which arms; else all of the experiment's."
+    )
+    seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="Which of `training.seeds`; else all."
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[int | Literal["all"], ...]) -> tuple[int | Literal["all"], ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"must be distinct, is {list(labels)}")
+        return labels
 
 
 class Evaluation(Settings):
@@ -232,6 +275,9 @@ class Evaluation(Settings):
 
     metric: Metric = "accuracy"
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    margin: float = Field(
+        0.01, ge=0, description="Differences up to this are practically none, in the metric's own unit."
+    )
     reference: ArmName = Field("scratch", description="The arm that the verdict compares with.")
 
 
@@ -244,8 +290,13 @@ class Experiment(Settings):
     validation: Validation = Validation()
     split: Split = Split()
     training: Training = Training()
+    tuning: Tuning = Tuning()
+    curve: Curve = Curve()
     evaluation: Evaluation = Evaluation()
     machine: Machine = Machine()
+    candidates: Annotated[tuple[Slug, ...], Field(strict=False)] = Field(
+        (), description="Other pretrained references that `headstart rank` weighs against the model's."
+    )
     arms: dict[ArmName, Choices | None] = Field(
         default_factory=dict, description="What this experiment changes of an arm; `null` leaves it out."
     )
@@ -258,6 +309,27 @@ class Experiment(Settings):
             raise ValueError(f"task {self.task} needs the column `{'image' if images else 'text'}` in `data`")
         if isinstance(data, PackageData) and images != (data.dataset == "digits"):
             raise ValueError(f"data set {data.dataset} does not fit task {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _evidence_fits(self) -> Self:
+        training, curve = self.training, self.curve
+        mistakes = []
+        if self.tuning.seed in training.seeds:
+            mistakes.append(
+                f"`tuning.seed: {self.tuning.seed}` is among `training.seeds`: the choice would be judged by "
+                "what it was made on; change one"
+            )
+        odd = [seed for seed in curve.seeds or () if seed not in training.seeds]
+        if odd:
+            mistakes.append(f"`curve.seeds` has {odd[0]}, which is not among `training.seeds`")
+        if training.resamples > 1 and self.split.train_labels is None:
+            mistakes.append(
+                "`training.resamples` needs `split.train_labels`: without it the whole pool is trained on, "
+                "and there is no other part of it"
+            )
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         return self
 
     @model_validator(mode="after")
@@ -321,6 +393,19 @@ class Params(Settings):
                         f"experiments.{name}.model.pretrained: {slug!r} is of "
                         f"{self.pretrained[slug].library}, task {experiment.task} needs one of {wanted}"
                     )
+            for candidate in experiment.candidates:
+                if candidate not in self.pretrained:
+                    mistakes.append(
+                        f"experiments.{name}.candidates: {candidate!r} is not under `pretrained:`"
+                        f"{suggest(candidate, self.pretrained)}"
+                    )
+                elif slug in self.pretrained and (
+                    self.pretrained[candidate].library != self.pretrained[slug].library
+                ):
+                    mistakes.append(
+                        f"experiments.{name}.candidates: {candidate!r} is of "
+                        f"{self.pretrained[candidate].library}, {slug!r} of {self.pretrained[slug].library}"
+                    )
             for arm in experiment.arms:
                 if arm not in self.arms:
                     mistakes.append(
@@ -333,6 +418,12 @@ class Params(Settings):
                     f"experiments.{name}.evaluation.reference: arm {experiment.evaluation.reference!r} "
                     "is not among the experiment's arms"
                 )
+            for arm in experiment.curve.arms or ():
+                if arm not in kept:
+                    mistakes.append(
+                        f"experiments.{name}.curve.arms: {arm!r} is not among the experiment's arms"
+                        f"{suggest(arm, kept)}"
+                    )
             for arm in kept:
                 mistakes += self._mistakes_of(name, arm)
         if mistakes:
@@ -404,12 +495,21 @@ class EmbedSettings(Settings):
     machine: Machine = Machine()
 
 
+class BaselineSettings(Settings):
+    """Read by baseline."""
+
+    task: TaskName
+    model: Model
+    evaluation: Evaluation
+
+
 class TrainSettings(Settings):
     """Read by train; `arm` is None when the experiment leaves the arm out."""
 
     task: TaskName
     model: Model
     training: Training
+    tuning: Tuning = Tuning()
     arm: Arm | None
     machine: Machine = Machine()
 
@@ -422,7 +522,23 @@ class EvaluateSettings(Settings):
     evaluation: Evaluation
     arms: Annotated[tuple[str, ...], Field(strict=False)]
     seeds: Annotated[tuple[int, ...], Field(strict=False)]
+    resamples: int = 1
     machine: Machine = Machine()
+
+
+class CurveSettings(Settings):
+    """Read by curve; the settings of its trainings are those that train wrote down."""
+
+    curve: Curve
+    seeds: Annotated[tuple[int, ...], Field(strict=False)]
+    arms: Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class SplitSettings(Settings):
+    """Read by split."""
+
+    split: Split
+    resamples: int = 1
 
 
 class CompareSettings(Settings):
@@ -431,6 +547,8 @@ class CompareSettings(Settings):
     task: TaskName
     model: Model
     training: Training
+    tuning: Tuning = Tuning()
+    curve: Curve = Curve()
     evaluation: Evaluation
     arms: dict[str, Arm]
 
@@ -550,6 +668,8 @@ def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
         "validation": (Validation,),
         "split": (Split,),
         "training": (Training,),
+        "tuning": (Tuning,),
+        "curve": (Curve,),
         "evaluation": (Evaluation,),
         "machine": (Machine,),
     }

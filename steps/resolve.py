@@ -12,13 +12,16 @@ from pathlib import Path
 from steps import artifacts, entry, params
 from steps.params import (
     LIMITS,
+    BaselineSettings,
     CompareSettings,
+    CurveSettings,
     EmbedSettings,
     EvaluateSettings,
     IngestSettings,
     Limits,
     Params,
     Settings,
+    SplitSettings,
     TrainSettings,
     ValidateSettings,
 )
@@ -47,27 +50,36 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
     for name, experiment in checked.experiments.items():
         arms = {arm: checked.arm(name, arm) for arm in checked.arms}
         kept = {arm: settings for arm, settings in arms.items() if settings is not None}
-        task, model, training, machine = (
-            experiment.task,
-            experiment.model,
-            experiment.training,
-            experiment.machine.within(Limits()),
-        )
+        task, model, training = experiment.task, experiment.model, experiment.training
+        evaluation, machine = experiment.evaluation, experiment.machine.within(Limits())
         steps: dict[str, Settings] = {
             "ingest": IngestSettings(task=task, data=experiment.data),
             "validate": ValidateSettings(task=task, validation=experiment.validation),
-            "split": experiment.split,
+            "split": SplitSettings(split=experiment.split, resamples=training.resamples),
             "embed": EmbedSettings(task=task, model=model, machine=machine),
+            "baseline": BaselineSettings(task=task, model=model, evaluation=evaluation),
             "evaluate": EvaluateSettings(
                 task=task,
                 model=model,
-                evaluation=experiment.evaluation,
+                evaluation=evaluation,
                 arms=tuple(kept),
                 seeds=training.seeds,
+                resamples=training.resamples,
                 machine=machine,
             ),
+            "curve": CurveSettings(
+                curve=experiment.curve,
+                seeds=experiment.curve.seeds or training.seeds,
+                arms=experiment.curve.arms or tuple(kept),
+            ),
             "compare": CompareSettings(
-                task=task, model=model, training=training, evaluation=experiment.evaluation, arms=kept
+                task=task,
+                model=model,
+                training=training,
+                tuning=experiment.tuning,
+                curve=experiment.curve,
+                evaluation=evaluation,
+                arms=kept,
             ),
         }
         files |= {artifacts.settings_file(name, step): settings for step, settings in steps.items()}
@@ -75,7 +87,12 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
         files[artifacts.settings_file(name, LIMITS)] = experiment.machine.limits
         files |= {
             artifacts.settings_file(name, "train", arm): TrainSettings(
-                task=task, model=model, training=training, arm=settings, machine=machine
+                task=task,
+                model=model,
+                training=training,
+                tuning=experiment.tuning,
+                arm=settings,
+                machine=machine,
             )
             for arm, settings in arms.items()
         }

@@ -1,28 +1,36 @@
-"""train: fit one arm with each of its seeds; write weights, history and journal of every one."""
+"""train: choose an arm's hyperparameters, then fit it with each of its seeds on each resample.
+
+Every run leaves its weights, history and journal; the search leaves `tuning.json` beside them.
+"""
 
 from __future__ import annotations
 
 import csv
 import shutil
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steps import artifacts, checkpoint, data, entry, freezing, trainable
+from steps import artifacts, checkpoint, data, entry, freezing, trainable, tuning
 from steps.errors import TrainingError
 from steps.loop import Fitted
 from steps.network import Layer, Network, Probe
-from steps.params import Limits
 from steps.resume import Checkpoints, code_sha256
 from steps.trainable import Job
+from steps.tuning import Attempt
+
+# The folder, beside those of the runs, with states of the search's trainings.
+TRIALS = "trials"
 
 
 def train(experiment: str, arm: str) -> None:
-    """Write `work/<experiment>/arms/<arm>/`, one folder a seed.
+    """Write `work/<experiment>/arms/<arm>/`: one folder a run, and what the search chose and cost.
 
     An interrupted training goes on where it was: its states lie below `.headstart/checkpoints/` until the
     arm is complete, under a key of everything that determines the weights.
@@ -30,7 +38,8 @@ def train(experiment: str, arm: str) -> None:
     Raises:
         TrainingError: a loss is not finite, memory does not suffice, or a checkpoint is another run's.
         DataError: a sample cannot be read.
-        UserError: the arm does not fit the backbone, the device is not there, or the cache is too small.
+        UserError: the arm does not fit the backbone, its search allows what does not fit together, the device
+            is not there, or the cache is too small.
         HeadstartError: tensors changed in a training that must not touch them.
     """
     code_sha256()  # as it is now, before a long training in which somebody may edit it
@@ -42,35 +51,36 @@ def train(experiment: str, arm: str) -> None:
             entry.say(f"{experiment} leaves {arm} out")
             return
         job = trainable.load(experiment, arm, settings)
-        for seed in settings.training.seeds:
-            (folder / f"seed-{seed}").mkdir()
-            train_seed(job, seed, folder / f"seed-{seed}", states)
+        searched = tuning.search(job, partial(attempt, states=states / TRIALS), trial_key)
+        artifacts.write_json(folder / tuning.FILE, searched.as_json())
+        job = tuning.with_arm(job, searched.arm)
+        for resample in range(1, settings.training.resamples + 1):
+            if resample > 1:
+                job = trainable.load(experiment, arm, job.settings, resample=resample)
+            for seed in settings.training.seeds:
+                name = artifacts.run_name(resample, seed)
+                (folder / name).mkdir()
+                train_run(job, resample, seed, folder / name, states / name)
     shutil.rmtree(states, ignore_errors=True)
 
 
-def train_seed(job: Job, seed: int, folder: Path, states: Path) -> None:
+def train_run(job: Job, resample: int, seed: int, folder: Path, states: Path) -> None:
     """Fit one model, and write its weights, history and journal."""
-    label = f"{job.experiment}/{job.arm_name} seed {seed}"
-    fit = partial(fit_once, job, seed, folder, states / f"seed-{seed}", label)
-    if job.machine.auto_batch_size:
-        from accelerate.utils.memory import find_executable_batch_size
-
-        model, fitted, frozen = find_executable_batch_size(
-            lambda size: fit(size),
-            starting_batch_size=first_micro_batch(job),
-            reduce_batch_size_fn=Halving(job),
-        )()
-    else:
-        model, fitted, frozen = fit(None)
+    of_resample = f"resample {resample} " if resample > 1 else ""
+    label = f"{job.experiment}/{job.arm_name} {of_resample}seed {seed}"
+    history = History()
+    trained = fit(job, seed, states, label, trainable.run_key(job, seed), history)
+    history.write(folder / checkpoint.HISTORY)
+    model, fitted = trained.model, trained.fitted
     trainable_parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
     if job.arm.tune == "lora":
         freezing.merge_lora(model)
     described = journal(job, seed, model, fitted)
-    trained = model.head if job.only_head else model
-    written = checkpoint.save_weights(trained, folder)
+    written = checkpoint.save_weights(model.head if job.only_head else model, folder)
     described |= {
+        "resample": resample,
         "trainable_parameters": trainable_parameters,
-        "frozen": frozen,
+        "frozen": trained.frozen,
         "weights_sha256": written,
     }
     artifacts.write_json(folder / checkpoint.JOURNAL, described)
@@ -81,26 +91,105 @@ def train_seed(job: Job, seed: int, folder: Path, states: Path) -> None:
     )
 
 
+# ---------------------------------------------------------------------------------- trainings of the search
+
+
+def attempt(job: Job, label: str, *, states: Path) -> Attempt:
+    """One training of the search; one that breaks down is told of, and the search goes on."""
+    key, history, started = trial_key(job), History(), perf_counter()
+    try:
+        fitted = fit(job, trial_seed(job), states, label, key, history).fitted
+        found = Attempt(fitted.best, fitted.epochs, fitted.steps, fitted.seconds)
+    except TrainingError as error:
+        reason, seconds = " ".join(str(error).split()), perf_counter() - started
+        found = Attempt({}, len(history.rows), history.step, seconds, failed=reason)
+    # The outcome is kept instead.
+    shutil.rmtree(states_of(states, key), ignore_errors=True)
+    return found
+
+
+def trial_key(job: Job) -> dict[str, Any]:
+    """Everything that determines what comes of a trial."""
+    return trainable.run_key(job, trial_seed(job))
+
+
+def trial_seed(job: Job) -> int:
+    """The seed of a trial's job, which has just one."""
+    (seed,) = job.settings.training.seeds
+    return seed
+
+
+# ------------------------------------------------------------------------------------------- one training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was fitted.
+
+    Attributes:
+        model: with its best weights.
+        fitted: what came of the training.
+        frozen: the proof of what stayed as it was.
+    """
+
+    model: Network | Probe
+    fitted: Fitted
+    frozen: dict[str, Any]
+
+
+def fit(job: Job, seed: int, states: Path, label: str, key: dict[str, Any], history: History) -> Trained:
+    """Build the network and fit it; with less at a time where memory does not suffice and may be saved.
+
+    Args:
+        job: what to train.
+        seed: of the training.
+        states: the folder for its states, each below a name of its key.
+        label: what is trained, in words.
+        key: everything that determines the weights.
+        history: takes the log.
+    """
+    once = partial(fit_once, job, seed, states, label, key, history)
+    if not job.machine.auto_batch_size:
+        return once(None)
+    from accelerate.utils.memory import find_executable_batch_size
+
+    found: Trained = find_executable_batch_size(
+        lambda size: once(size),
+        starting_batch_size=first_micro_batch(job),
+        reduce_batch_size_fn=Halving(job),
+    )()
+    return found
+
+
 def fit_once(
-    job: Job, seed: int, folder: Path, states: Path, label: str, micro_batch: int | None
-) -> tuple[Network | Probe, Fitted, dict[str, Any]]:
-    """Build the network and fit it; gives it with the proof of what stayed frozen."""
+    job: Job,
+    seed: int,
+    states: Path,
+    label: str,
+    key: dict[str, Any],
+    history: History,
+    micro_batch: int | None,
+) -> Trained:
+    """Build the network and fit it."""
     model = trainable.build(job, seed)
     proof = freezing.Proof(model)
     steps = job.settings.training.epochs * len(job.batches("train", data.FeatureSamples(job.train_labels)))
     with entry.Progress(label, steps) as progress:
-        history = History(folder / checkpoint.HISTORY, progress)
-        key = run_key(job, seed)
-        kept = Told(label, states / artifacts.sha256_json(key)[:12], key, job.machine.checkpoint_seconds)
+        history.begin(progress)
+        kept = Told(label, states_of(states, key), key, job.machine.checkpoint_seconds)
         fitted = trainable.fit(job, model, seed, log=history.log, keeper=kept, micro_batch=micro_batch)
-    history.write()
     if job.on_features:
-        return model, fitted, trainable.proof_of_stored_features(job)
+        return Trained(model, fitted, trainable.proof_of_stored_features(job))
     thawed: list[Layer] = []
     if job.arm.tune == "gradual" and isinstance(model, Network):
         when = freezing.thaw_epochs(model, job.arm, fitted.epochs)
         thawed = [layer for layer in model.backbone.layers if layer.name in when]
-    return model, fitted, proof.check(model, thawed)
+    return Trained(model, fitted, proof.check(model, thawed))
+
+
+def states_of(states: Path, key: dict[str, Any]) -> Path:
+    """Where the states of a training with this key lie."""
+    return states / artifacts.sha256_json(key)[:12]
 
 
 class Told(Checkpoints):
@@ -121,24 +210,6 @@ class Told(Checkpoints):
             step, epoch = found[1]["steps"], found[1]["epoch"] + 1
             entry.say(f"{self.label}: goes on from step {step} (epoch {epoch})")
         return found
-
-
-def run_key(job: Job, seed: int) -> dict[str, Any]:
-    """Everything that determines the weights: a state is taken up only where all of it is the same."""
-    decisive = job.settings.model_copy(update={"machine": job.machine.within(Limits())})
-    return {
-        "experiment": job.experiment,
-        "arm": job.arm_name,
-        "seed": seed,
-        "settings": decisive.model_dump(mode="json"),
-        "data_sha256": data.fingerprint(job.rows[job.rows["split"] != ""]),
-        "samples_sha256": artifacts.sha256_json(list(job.rows["id"])),  # and their order
-        "pretrained_sha256": job.pretrained_files_sha256,
-        "code_sha256": code_sha256(),
-        "torch": torch.__version__,
-        "device": job.device.type,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def first_micro_batch(job: Job) -> int:
@@ -205,14 +276,22 @@ class History:
 
     Attributes:
         rows: a row for each epoch, as in history.csv.
+        step: the newest one it was told of.
     """
 
-    def __init__(self, path: Path, progress: entry.Progress) -> None:
-        self.path, self.progress = path, progress
+    def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.step = 0
+        self.progress: entry.Progress | None = None
+
+    def begin(self, progress: entry.Progress) -> None:
+        """A training begins, or begins anew with less at a time."""
+        self.rows, self.step, self.progress = [], 0, progress
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Take values after a step, or (with `epoch`) after an epoch."""
+        assert self.progress is not None
+        self.step = step
         self.progress.reached(step)
         if "epoch" not in values:
             return
@@ -222,9 +301,9 @@ class History:
             f"validation accuracy {values['validation_accuracy']:.3f}"
         )
 
-    def write(self) -> None:
+    def write(self, path: Path) -> None:
         """Write history.csv; what is measured with full precision stays so."""
-        with self.path.open("w", newline="") as stream:
+        with path.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)

@@ -63,7 +63,21 @@ def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("experiments.digits.model.pretrained", "efficientnet-lite", "did you mean 'efficientnet-lite0'?"),
+        ("experiments.digits.tuning", {"trials": 0}, "must be >= 1"),
+        ("experiments.digits.tuning", {"trails": 2}, "did you mean 'trials'?"),
+        ("experiments.digits.tuning", {"seed": 2}, "is among `training.seeds`"),
+        ("experiments.digits.curve", {"labels": [25, 25]}, "must be distinct"),
+        ("experiments.digits.curve", {"labels": [25], "seeds": [9]}, "which is not among `training.seeds`"),
+        ("experiments.digits.curve", {"arms": ["ful"]}, "did you mean 'full'?"),
+        ("experiments.digits.candidates", ["efficientnet-light1"], "did you mean 'efficientnet-lite1'?"),
+        ("experiments.digits.candidates", ["minilm-l6"], "is of transformers"),
+        ("experiments.digits.evaluation", {"margin": -0.1}, "must be >= 0"),
+        ("arms.full.search", {"learning_rat": [0.1, 0.2]}, "did you mean 'learning_rate'?"),
+        ("arms.full.search", {"learning_rate": 3}, "must be two numbers [low, high] or {choices"),
+        ("arms.full.search", {"head": {"choice": ["mlp"]}}, "must be two numbers [low, high] or {choices"),
+        ("experiments.digits.curve", {"labels": [25, "al"]}, "or `all`, is 'al'"),
+        ("arms.full.search", {"learning_rate": [0.2, 0.1]}, "the lower end must come first"),
+        ("experiments.digits.model.pretrained", "efficientnet-light0", "did you mean 'efficientnet-lite0'?"),
         (
             "experiments.digits.model.pretrained",
             "minilm-l6",
@@ -283,3 +297,15 @@ def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert params.read_settings(Validation, tmp_path / "s.json") == written
     with pytest.raises(UserError, match=r"is missing; it is made by `python -m steps.resolve`"):
         params.read_settings(Validation, tmp_path / "none.json")
+
+
+def test_seeds_are_kept_in_order(raw: dict[str, Any]) -> None:
+    raw["experiments"]["digits"]["training"]["seeds"] = [7, 1, 3]
+    assert params.parse(Params, raw, "p").experiments["digits"].training.seeds == (1, 3, 7)
+
+
+def test_resamples_need_a_budget(raw: dict[str, Any]) -> None:
+    raw["experiments"]["digits"]["training"]["resamples"] = 2
+    params.parse(Params, raw, "p")
+    del raw["experiments"]["digits"]["split"]["train_labels"]
+    assert "needs `split.train_labels`" in mistakes(raw)[0]

@@ -42,7 +42,9 @@ def test_every_step_gets_its_settings(capsys: pytest.CaptureFixture[str]) -> Non
         "validate",
         "split",
         "embed",
+        "baseline",
         "evaluate",
+        "curve",
         "compare",
         "limits",
         "arms/scratch",
@@ -52,6 +54,8 @@ def test_every_step_gets_its_settings(capsys: pytest.CaptureFixture[str]) -> Non
     wanted = {f"{name}/{step}.json" for name in ("digits", "bbc-news") for step in steps}
     assert set(files_below(OUT)) == wanted | {
         "pretrained/efficientnet-lite0.json",
+        "pretrained/efficientnet-lite1.json",
+        "pretrained/efficientnet-lite2.json",
         "pretrained/minilm-l6.json",
     }
 
@@ -85,7 +89,7 @@ def test_the_same_params_give_the_same_bytes() -> None:
             {"bbc-news/arms/full.json", "bbc-news/compare.json"},
         ),
         ("task: text", "machine: {cache_gib: 3.0}\n    task: text", {"bbc-news/limits.json"}),
-        ("licence: Apache-2.0\n  minilm", "licence: MIT\n  minilm", {"pretrained/efficientnet-lite0.json"}),
+        ("licence: Apache-2.0\n  minilm", "licence: MIT\n  minilm", {"pretrained/efficientnet-lite2.json"}),
     ],
 )
 def test_an_edit_changes_the_settings_it_is_about_and_no_others(

@@ -7,16 +7,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
-from steps import artifacts, checkpoint, evaluate, features, freezing, loop, params, train, trainable
+from steps import (
+    artifacts,
+    checkpoint,
+    data,
+    evaluate,
+    features,
+    freezing,
+    loop,
+    params,
+    train,
+    trainable,
+)
 from steps.arms import PRESETS
 from steps.errors import HeadstartError, TrainingError, UserError
 from steps.network import Network, Probe
-from steps.params import Arm, Limits, Machine, TrainSettings
+from steps.params import Arm, EvaluateSettings, Limits, Machine, TrainSettings
 from tests.tracking import made
 
 
@@ -141,32 +153,28 @@ def test_a_training_that_fails_keeps_the_one_before(experiment: str, monkeypatch
 
 def test_predictions_are_the_networks_own(experiment: str) -> None:
     """Also for the frozen arm, whose head was trained and scored on stored features."""
-    from steps import tasks
-    from steps.params import EvaluateSettings, read_settings
-
-    settings = read_settings(EvaluateSettings, artifacts.settings_file(experiment, "evaluate"))
-    test = made.test_rows(experiment)
-    pretrained, task = artifacts.pretrained_dir("toy"), tasks.get(settings.task)
-    contents = tasks.contents(task, test, artifacts.data_dir(experiment))
-    samples = task.samples(contents, settings.model, pretrained)
-    seen = 0
-    for arm, seed, found in evaluate.predictions(experiment, settings, test):
-        network = checkpoint.load_network(seed_folder(experiment, arm, seed), pretrained)
+    settings = params.read_settings(EvaluateSettings, artifacts.settings_file(experiment, "evaluate"))
+    scene = evaluate.Scene(experiment, settings, data.read_split(experiment))
+    samples, _ = scene.inputs("test")
+    found = evaluate.predictions(scene, "test")
+    assert len(found) == 6
+    for run, probabilities in found.items():
+        network = checkpoint.load_network(scene.folder(run), scene.pretrained)
         torch.testing.assert_close(
-            torch.from_numpy(found), torch.from_numpy(loop.predict(network, samples)), rtol=1e-5, atol=1e-6
+            torch.from_numpy(probabilities),
+            torch.from_numpy(loop.predict(network, samples)),
+            rtol=1e-5,
+            atol=1e-6,
         )
-        seen += 1
-    assert seen == 6
 
 
 def test_scores_agree_with_predictions(experiment: str) -> None:
-    import pandas as pd
-
     folder = artifacts.evaluation_dir(experiment)
     predictions = pd.read_parquet(folder / "predictions.parquet")
     scores = json.loads((folder / "scores.json").read_text())
     means = json.loads((folder / "metrics.json").read_text())
-    assert list(predictions.columns) == ["id", "arm", "seed", "label", "predicted", "probabilities"]
+    columns = ["id", "arm", "resample", "seed", "label", "predicted", "probabilities"]
+    assert list(predictions.columns) == columns
     hits = predictions.assign(hit=predictions["label"] == predictions["predicted"])
     for (arm, seed), group in hits.groupby(["arm", "seed"]):
         assert sorted(group["id"]) == sorted(made.test_rows(experiment)["id"])
@@ -188,7 +196,7 @@ def test_probabilities_that_are_not_finite_name_arm_and_seed(
 
     monkeypatch.setattr(loop, "predict", broken)
     before = (artifacts.evaluation_dir(experiment) / "metrics.json").read_bytes()
-    with pytest.raises(HeadstartError, match="frozen, seed 2: probabilities are not finite"):
+    with pytest.raises(HeadstartError, match="frozen seed 2: probabilities on test are not finite"):
         evaluate.evaluate(experiment)
     assert (artifacts.evaluation_dir(experiment) / "metrics.json").read_bytes() == before
 
@@ -198,6 +206,129 @@ def test_features_name_what_they_were_made_from(experiment: str) -> None:
     assert key["data_sha256"] == journal(experiment, "full")["data_sha256"]
     assert key["pretrained_sha256"] == journal(experiment, "full")["pretrained_sha256"]
     assert "model.safetensors" in key["pretrained_files"]
+
+
+# ------------------------------------------------------------------------------------- searches, resamples
+
+
+def train_searching(
+    experiment: str, trials: int, search: dict[str, Any] | None = None, resamples: int = 1
+) -> dict[str, Any]:
+    """Train the arm `full` with a search; gives what the search left."""
+    path = artifacts.settings_file(experiment, "train", "full")
+    settings = json.loads(path.read_text())
+    settings["tuning"]["trials"] = trials
+    settings["training"]["resamples"] = resamples
+    settings["arm"]["search"] = search
+    artifacts.write_json(path, settings)
+    train.train(experiment, "full")
+    found: dict[str, Any] = json.loads((artifacts.arms_dir(experiment) / "full/tuning.json").read_text())
+    return found
+
+
+def count_fits(monkeypatch: pytest.MonkeyPatch, broken_at: int = 0) -> list[int]:
+    """The seeds of all trainings from now on; one of them, from 1, is stopped by the keyboard."""
+    seeds: list[int] = []
+    fit = trainable.fit
+
+    def spy(job: Any, model: Any, seed: int, *, log: Any, **named: Any) -> loop.Fitted:
+        seeds.append(seed)
+
+        def stop(values: dict[str, float], step: int) -> None:
+            log(values, step)
+            if step == 2 and "epoch" in values:
+                raise KeyboardInterrupt
+
+        return fit(job, model, seed, log=stop if len(seeds) == broken_at else log, **named)
+
+    monkeypatch.setattr(trainable, "fit", spy)
+    return seeds
+
+
+def untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: untimed(one) for key, one in value.items() if key != "seconds"}
+    return [untimed(one) for one in value] if isinstance(value, list) else value
+
+
+def test_the_seeds_train_with_what_the_search_chose(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = count_fits(monkeypatch)
+    found = train_searching(experiment, 3)
+    assert seeds == [101, 101, 101, 1, 2]
+    losses = [trial["log_loss"] for trial in found["history"]]
+    best = found["history"][losses.index(min(losses))]
+    assert found["chosen"] == best["values"]
+    for seed in (1, 2):
+        arm = journal(experiment, "full", seed)["settings"]["arm"]
+        assert {key: arm[key] for key in found["chosen"]} == found["chosen"]
+        assert journal(experiment, "full", seed)["resample"] == 1
+    steps = journal(experiment, "full")["steps"]
+    assert [trial["steps"] for trial in found["history"]] == [steps] * 3, "every trial has the whole budget"
+    assert found["seconds"] == pytest.approx(sum(trial["seconds"] for trial in found["history"]), abs=0.002)
+    assert f"{experiment}/full trial 2 of 3: learning_rate " in capsys.readouterr().out
+    assert not artifacts.checkpoints_dir(experiment, "full").exists()
+    assert train_searching(experiment, 3) == found
+    assert len(seeds) == 7, "the trials are kept, to the second"
+
+
+def test_a_kept_trial_is_what_a_new_one_would_be(experiment: str) -> None:
+    first = train_searching(experiment, 2)
+    before = weights(experiment)
+    shutil.rmtree(artifacts.trials_dir(experiment, "full"))
+    assert untimed(train_searching(experiment, 2)) == untimed(first)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(experiment).items())
+
+
+def test_a_search_that_was_stopped_goes_on_where_it_was(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = Limits(checkpoint_seconds=0.0).model_dump(mode="json")
+    artifacts.write_json(artifacts.settings_file(experiment, params.LIMITS), limits)
+    whole = train_searching(experiment, 3)
+    before = weights(experiment)
+    shutil.rmtree(artifacts.trials_dir(experiment, "full"))
+    with monkeypatch.context() as patch:
+        seeds = count_fits(patch, broken_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            train_searching(experiment, 3)
+        assert seeds == [101, 101]
+    capsys.readouterr()
+    seeds = count_fits(monkeypatch)
+    assert untimed(train_searching(experiment, 3)) == untimed(whole)
+    assert seeds == [101, 101, 1, 2], "the first trial is not trained again"
+    assert f"{experiment}/full trial 2 of 3: goes on from step 2" in capsys.readouterr().out
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(experiment).items())
+
+
+def test_a_trial_that_breaks_down_is_counted_and_never_chosen(experiment: str) -> None:
+    found = train_searching(experiment, 3, {"learning_rate": [1e29, 1e30]})
+    assert (found["trials"], found["failed"]) == (3, 2)
+    assert found["chosen"] == found["declared"] == {"learning_rate": 0.01}
+    assert all(
+        "not finite" in trial["failed"] and trial["log_loss"] is None for trial in found["history"][1:]
+    )
+    assert 0 < found["history"][1]["steps"] <= found["history"][0]["steps"]
+    assert journal(experiment, "full")["settings"]["arm"]["learning_rate"] == 0.01
+    assert len(list(artifacts.trials_dir(experiment, "full").iterdir())) == 1
+
+
+def test_every_seed_is_trained_on_every_resample(experiment: str) -> None:
+    path = artifacts.split_file(experiment)
+    split = pd.read_parquet(path)
+    train_rows = split.index[split["split"] == "train"]
+    split["split_2"] = split["split"].where(split.index != train_rows[0], "")
+    split.to_parquet(path)
+    train_searching(experiment, 1, resamples=2)
+    root = artifacts.arms_dir(experiment) / "full"
+    folders = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    assert folders == ["resample-2-seed-1", "resample-2-seed-2", "seed-1", "seed-2"]
+    second = json.loads((root / "resample-2-seed-1/run.json").read_text())
+    first = journal(experiment, "full")
+    assert (second["resample"], second["seed"], first["resample"]) == (2, 1, 1)
+    assert second["train_labels"] == first["train_labels"] - 1
+    assert second["weights_sha256"] != first["weights_sha256"]
 
 
 # ------------------------------------------------------------------------------------------ every technique
