@@ -45,6 +45,11 @@ def split_file(experiment: str) -> Path:
     return Path("work") / experiment / "split.parquet"
 
 
+def pool_file(experiment: str) -> Path:
+    """The place of each sample in the training pool, by split."""
+    return Path("work") / experiment / "pool.parquet"
+
+
 def pretrained_dir(slug: str) -> Path:
     """Backbone weights as safetensors with their provenance, by fetch."""
     return Path("work/pretrained") / slug
@@ -60,9 +65,14 @@ def arms_dir(experiment: str) -> Path:
     return Path("work") / experiment / "arms"
 
 
-def seed_dir(experiment: str, arm: str, seed: int) -> Path:
+def run_name(resample: int, seed: int) -> str:
+    """The name of a run's folder."""
+    return f"seed-{seed}" if resample == 1 else f"resample-{resample}-seed-{seed}"
+
+
+def seed_dir(experiment: str, arm: str, seed: int, resample: int = 1) -> Path:
     """Weights, history and journal of one training."""
-    return arms_dir(experiment) / arm / f"seed-{seed}"
+    return arms_dir(experiment) / arm / run_name(resample, seed)
 
 
 def evaluation_dir(experiment: str) -> Path:
@@ -73,6 +83,16 @@ def evaluation_dir(experiment: str) -> Path:
 def report_dir(experiment: str) -> Path:
     """`comparison.json`, `report.html`, `model_card.md` and plots, by compare."""
     return REPORTS / experiment
+
+
+def baseline_dir(experiment: str) -> Path:
+    """What simple methods reach on the same splits, by baseline."""
+    return Path("work") / experiment / "baseline"
+
+
+def curve_dir(experiment: str) -> Path:
+    """Predictions of trainings on fewer and more labels, by curve."""
+    return Path("work") / experiment / "curve"
 
 
 def registration_file(experiment: str) -> Path:
@@ -93,6 +113,26 @@ def prefix_cache_dir() -> Path:
 def checkpoints_dir(experiment: str, arm: str) -> Path:
     """States of trainings under way, by train; outside of DVC's care, which empties a stage's outputs."""
     return Path(".headstart/checkpoints") / experiment / arm
+
+
+def trials_dir(experiment: str, arm: str) -> Path:
+    """Finished trials of a search, by train; each under a key of all that it depends on."""
+    return Path(".headstart/trials") / experiment / arm
+
+
+def points_dir(experiment: str) -> Path:
+    """Finished trainings on other label budgets, by curve; each under a key of all that it depends on."""
+    return Path(".headstart/points") / experiment
+
+
+def ledger_file(experiment: str) -> Path:
+    """One line for every model that was scored on a test split; only ever added to."""
+    return Path(".headstart/ledger") / f"{experiment}.jsonl"
+
+
+def history_file(experiment: str) -> Path:
+    """One line for every result the experiment had; only ever added to."""
+    return Path(".headstart/history") / f"{experiment}.jsonl"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_integer_dtype
 
 from steps import artifacts
-from steps.errors import UserError
+from steps.errors import HeadstartError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.parquet"
 SPLITS = ("train", "validation", "test")
+# Of embed's folder.
+FEATURES, RANDOM_FEATURES, FEATURE_INDEX = "features.npy", "random.npy", "index.parquet"
 # The manifest, one row a sample. `source` says where in the raw data the sample was found.
 COLUMNS = ("id", "path", "text", "label", "sha256", "size", "source", "split", "group")
 PREDICT_BATCH = 64
@@ -63,19 +65,99 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         path.write_bytes(buffer.getbuffer())
 
 
-def read_split(experiment: str) -> pd.DataFrame:
+def read_split(experiment: str, resample: int = 1) -> pd.DataFrame:
     """Accepted samples with the column `split`; unused ones have an empty split.
+
+    Args:
+        experiment: its name.
+        resample: which part of the training pool is trained on; 1 is the experiment's own.
 
     Raises:
         UserError: validate or split has not run.
     """
-    accepted = read_accepted(experiment)
-    split = _read(artifacts.split_file(experiment), "split")
+    column, accepted = split_column(resample), read_accepted(experiment)
+    split = _read(artifacts.split_file(experiment), "split")[["id", column]]
+    return _with_sides(accepted, split.rename(columns={column: "split"}))
+
+
+def read_used(experiment: str) -> pd.DataFrame:
+    """The samples that are in a split in any resample; the column `split` is that of the first one.
+
+    Raises:
+        UserError: validate or split has not run.
+    """
+    rows = read_split(experiment)
+    split = _read(artifacts.split_file(experiment), "split").drop(columns="id")
+    used = (split != "").any(axis=1).to_numpy()
+    return rows[used]
+
+
+def read_pool(experiment: str, labels: int | None) -> pd.DataFrame:
+    """As `read_split` for another label budget: train is the first so many of the training pool.
+
+    Args:
+        experiment: its name.
+        labels: how many; None is the whole pool. What is smaller is part of what is larger.
+
+    Raises:
+        UserError: validate or split has not run, or the pool is smaller.
+    """
+    rows = read_split(experiment)
+    pool = rows[["id"]].merge(_read(artifacts.pool_file(experiment), "split"), on="id", validate="one_to_one")
+    size = len(pool["place"]) - int((pool["place"] < 0).sum())
+    if labels is not None and labels > size:
+        raise UserError(
+            f"curve.labels: {labels} is more than the {size} samples there are to train on; lower it, or "
+            "write `all`"
+        )
+    place = pool["place"].to_numpy()
+    inside = (place >= 0) & (place < (size if labels is None else labels))
+    others = rows["split"].where(rows["split"] != "train", "")
+    return rows.assign(split=others.mask(inside, "train"))
+
+
+def split_column(resample: int) -> str:
+    """The column of split.parquet with the splits of a resample."""
+    return "split" if resample == 1 else f"split_{resample}"
+
+
+def _with_sides(accepted: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
     # The manifest's own `split` is what the user gave; split has taken it into account.
     accepted = accepted.drop(columns="split", errors="ignore")
-    merged = accepted.merge(split[["id", "split"]], on="id", validate="one_to_one")
+    merged = accepted.merge(split, on="id", validate="one_to_one")
     assert len(merged) == len(accepted), "split and accepted samples differ"
     return merged
+
+
+def read_features(folder: Path, ids: pd.Series, name: str = FEATURES) -> NDArray[np.float32]:
+    """The features of these samples, in their order; shape (samples, features).
+
+    Args:
+        folder: of embed.
+        ids: which samples.
+        name: `features.npy` of the pretrained backbone, or `random.npy` of one with random weights.
+
+    Raises:
+        HeadstartError: some have none; embed is older than the split.
+    """
+    matrix: NDArray[np.float32] = np.load(folder / name, mmap_mode="r")
+    # A copy of the rows asked for: they are read in random order many times.
+    return np.ascontiguousarray(matrix[feature_places(folder, ids)])
+
+
+def feature_places(folder: Path, ids: pd.Series) -> NDArray[np.intp]:
+    """The rows of embed's matrices that these samples have.
+
+    Raises:
+        HeadstartError: some have none; embed is older than the split.
+    """
+    index = _read(folder / FEATURE_INDEX, "embed")
+    places = pd.Index(index["id"]).get_indexer(pd.Index(ids))
+    if (places < 0).any():
+        raise HeadstartError(
+            f"{folder} has no features of {int((places < 0).sum())} samples; run embed again"
+        )
+    return np.asarray(places)
 
 
 def _read(path: Path, step: str) -> pd.DataFrame:

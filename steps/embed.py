@@ -1,11 +1,11 @@
-"""embed: run the frozen backbone over the samples once, and store the features."""
+"""embed: run the frozen backbone over the samples once, and one with random weights; store the features."""
 
 from __future__ import annotations
 
 import sys
 from time import perf_counter
 
-from steps import artifacts, data, entry, features, network, params, tasks
+from steps import artifacts, data, embedding, entry, params
 from steps.params import EmbedSettings
 
 
@@ -16,36 +16,13 @@ def embed(experiment: str) -> None:
         DataError: a sample cannot be read, or gives features that are not finite.
     """
     settings = params.read_settings(EmbedSettings, artifacts.settings_file(experiment, "embed"))
-    pretrained = artifacts.pretrained_dir(settings.model.pretrained)
-    rows = data.read_split(experiment)
-    used = rows[rows["split"] != ""]
-    task = tasks.get(settings.task)
-    samples = task.samples(
-        tasks.contents(task, used, artifacts.data_dir(experiment)), settings.model, pretrained
-    )
-    device = network.prepare_device(settings.machine.device)
-    backbone = network.build_backbone(pretrained, pretrained=True)
+    rows = data.read_used(experiment)
     started = perf_counter()
-    with artifacts.new_folder(artifacts.features_dir(experiment)) as folder:
-        with entry.Progress(f"embed {experiment}", len(used)) as progress:
-            features.write(backbone, samples, folder / features.MATRIX, device, progress.reached)
-        index = used[["id"]] if samples.lengths is None else used[["id"]].assign(tokens=samples.lengths)
-        index.to_parquet(folder / features.INDEX, index=False)
-        artifacts.write_json(
-            folder / features.KEY,
-            {
-                "data_sha256": data.fingerprint(used),
-                "pretrained_sha256": artifacts.sha256_file(pretrained / "model.safetensors"),
-                # Of all its files: who depends on the features depends on these too.
-                "pretrained_files": {
-                    path.name: artifacts.sha256_file(path) for path in sorted(pretrained.iterdir())
-                },
-                "transform_sha256": artifacts.sha256_json(settings.model.model_dump(mode="json")),
-                "dtype": "float32",
-            },
-        )
-    rate = len(used) / (perf_counter() - started)
-    entry.say(f"{len(used)} samples, {backbone.features} features each, {rate:.0f} samples a second")
+    target = artifacts.features_dir(experiment)
+    with artifacts.new_folder(target) as folder, entry.Progress(f"embed {experiment}", 2 * len(rows)) as bar:
+        width = embedding.write(experiment, settings, rows, folder, bar.reached)
+    rate = 2 * len(rows) / (perf_counter() - started)
+    entry.say(f"{len(rows)} samples, twice {width} features each, {rate:.0f} samples a second")
 
 
 def main() -> int:

@@ -1,9 +1,11 @@
-"""evaluate: score the test split, once for every arm and seed."""
+"""evaluate: score the test split, once for every arm and run; and look at what the best one gets wrong."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +14,143 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from steps import artifacts, checkpoint, data, entry, features, loop, metrics, network, params, tasks
+from steps import (
+    artifacts,
+    checkpoint,
+    data,
+    entry,
+    evidence,
+    features,
+    ledger,
+    loop,
+    metrics,
+    network,
+    occlusion,
+    params,
+    tasks,
+)  # fmt: skip
 from steps.errors import HeadstartError
 from steps.params import EvaluateSettings
 
+# The most confident ones are looked at.
+MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model: arm, resample and seed."""
+
+    arm: str
+    resample: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As scores.json has it: `1` is seed 1, `2-1` is seed 1 of the second resample."""
+        return str(self.seed) if self.resample == 1 else f"{self.resample}-{self.seed}"
+
+    def __str__(self) -> str:
+        resample = "" if self.resample == 1 else f" resample {self.resample}"
+        return f"{self.arm}{resample} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all models are asked: the samples of validation and test, decoded or tokenised once."""
+
+    experiment: str
+    settings: EvaluateSettings
+    rows: pd.DataFrame
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return network.prepare_device(self.settings.machine.device)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """In the order of the networks' outputs."""
+        return data.classes_of(self.rows)
+
+    @cached_property
+    def pretrained(self) -> Path:
+        """The folder that fetch made."""
+        return artifacts.pretrained_dir(self.settings.model.pretrained)
+
+    @cached_property
+    def task(self) -> tasks.Task:
+        """What kind of data it is."""
+        return tasks.get(self.settings.task)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every model there is, arm by arm."""
+        resamples = range(1, self.settings.resamples + 1)
+        return [
+            Run(arm, resample, seed)
+            for arm in self.settings.arms
+            for resample in resamples
+            for seed in self.settings.seeds
+        ]
+
+    def folder(self, run: Run) -> Path:
+        """Where train put a model."""
+        return artifacts.seed_dir(self.experiment, run.arm, run.seed, run.resample)
+
+    def part(self, split: str) -> pd.DataFrame:
+        """The rows of a split."""
+        return self.rows[self.rows["split"] == split]
+
+    def contents(self, split: str) -> list[tasks.Content]:
+        """The images or texts of a split."""
+        return tasks.contents(self.task, self.part(split), artifacts.data_dir(self.experiment))
+
+    def inputs(self, split: str) -> tuple[data.Samples, data.FeatureSamples]:
+        """What a whole network is fed of a split, and what a head alone is."""
+        whole = self.task.samples(self.contents(split), self.settings.model, self.pretrained)
+        frozen = features.read(artifacts.features_dir(self.experiment), self.part(split)["id"])
+        return whole, frozen
+
 
 def evaluate(experiment: str) -> None:
-    """Write `work/<experiment>/evaluation/`: predictions, scores of each seed, and their means.
+    """Write `work/<experiment>/evaluation/`: predictions, scores of each run, and their means.
+
+    Every model that is scored on the test split is written into the ledger.
 
     Raises:
         HeadstartError: a model gives probabilities that are not finite, or its weights were altered.
     """
     settings = params.read_settings(EvaluateSettings, artifacts.settings_file(experiment, "evaluate"))
-    rows = data.read_split(experiment)
-    classes, test = data.classes_of(rows), rows[rows["split"] == "test"]
-    truth = data.label_indices(test["label"], classes)
-    frames: list[pd.DataFrame] = []
-    scores: dict[str, dict[str, Any]] = {arm: {} for arm in settings.arms}
-    for arm, seed, probabilities in predictions(experiment, settings, test):
-        if not np.isfinite(probabilities).all():
-            raise HeadstartError(f"{arm}, seed {seed}: probabilities are not finite; train the arm again")
-        frames.append(table(test, arm, seed, probabilities, classes))
-        scores[arm][str(seed)] = metrics.summary(truth, probabilities.astype(np.float64), classes)
-        entry.say(f"{experiment}/{arm} seed {seed}: {told(scores[arm][str(seed)])}")
+    scene = Scene(experiment, settings, data.read_split(experiment))
+    tested = predictions(scene, "test")
+    scores = {arm: scores_of(scene, tested, arm) for arm in settings.arms}
     with artifacts.new_folder(artifacts.evaluation_dir(experiment)) as folder:
-        pd.concat(frames, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
-        found = {"classes": classes, "test_size": len(test), "arms": scores}
+        table(scene, "test", tested).to_parquet(folder / "predictions.parquet", index=False)
+        # For what is fitted after the training, such as a temperature.
+        table(scene, "validation", predictions(scene, "validation")).to_parquet(
+            folder / "validation.parquet", index=False
+        )
+        mistakes(scene, best_run(scene), tested).to_parquet(folder / "mistakes.parquet", index=False)
+        found = {"classes": scene.classes, "test_size": len(scene.part("test")), "arms": scores}
         artifacts.write_json(folder / "scores.json", found)
         artifacts.write_json(folder / "metrics.json", means(scores))
+        artifacts.write_json(folder / "looks.json", written_down(scene))
 
 
-def predictions(
-    experiment: str, settings: EvaluateSettings, test: pd.DataFrame
-) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
-    """Probabilities (samples, classes) on the test split, arm by arm and seed by seed."""
-    pretrained = artifacts.pretrained_dir(settings.model.pretrained)
-    device, task = network.prepare_device(settings.machine.device), tasks.get(settings.task)
-    contents = tasks.contents(task, test, artifacts.data_dir(experiment))
-    # Decoded or tokenised once: every network sees the same inputs.
-    whole = task.samples(contents, settings.model, pretrained)
-    frozen = features.read(artifacts.features_dir(experiment), test["id"])
-    for arm in settings.arms:
-        for seed in settings.seeds:
-            folder = artifacts.seed_dir(experiment, arm, seed)
-            model, samples = model_and_samples(folder, pretrained, whole, frozen)
-            yield arm, seed, loop.predict(model, samples, device)
+def predictions(scene: Scene, split: str) -> dict[Run, NDArray[np.float32]]:
+    """Probabilities (samples, classes) of every model on a split.
+
+    Raises:
+        HeadstartError: some are not finite.
+    """
+    whole, frozen = scene.inputs(split)
+    found: dict[Run, NDArray[np.float32]] = {}
+    for run in scene.runs:
+        model, samples = model_and_samples(scene.folder(run), scene.pretrained, whole, frozen)
+        found[run] = loop.predict(model, samples, scene.device)
+        if not np.isfinite(found[run]).all():
+            raise HeadstartError(f"{run}: probabilities on {split} are not finite; train the arm again")
+    return found
 
 
 def model_and_samples(
@@ -68,36 +162,143 @@ def model_and_samples(
     return checkpoint.load_network(folder, pretrained), whole
 
 
-def table(
-    test: pd.DataFrame, arm: str, seed: int, probabilities: NDArray[np.float32], classes: list[str]
-) -> pd.DataFrame:
-    """Predictions of one model as rows of predictions.parquet."""
-    return pd.DataFrame(
-        {
-            "id": test["id"].to_numpy(),
-            "arm": arm,
-            "seed": seed,
-            "label": test["label"].to_numpy(),
-            "predicted": np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)],
-            "probabilities": list(probabilities),
-        }
-    )
+def table(scene: Scene, split: str, found: dict[Run, NDArray[np.float32]]) -> pd.DataFrame:
+    """Predictions of all models, one row for each model and sample."""
+    rows, classes = scene.part(split), np.asarray(scene.classes, dtype=object)
+    frames = [
+        pd.DataFrame(
+            {
+                "id": rows["id"].to_numpy(),
+                "arm": run.arm,
+                "resample": run.resample,
+                "seed": run.seed,
+                "label": rows["label"].to_numpy(),
+                "predicted": classes[probabilities.argmax(axis=1)],
+                "probabilities": list(probabilities),
+            }
+        )
+        for run, probabilities in found.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def scores_of(scene: Scene, tested: dict[Run, NDArray[np.float32]], arm: str) -> dict[str, Any]:
+    """The metrics of every run of an arm, by the run's name."""
+    truth = data.label_indices(scene.part("test")["label"], scene.classes)
+    found = {}
+    for run, probabilities in tested.items():
+        if run.arm == arm:
+            found[run.name] = metrics.summary(truth, probabilities.astype(np.float64), scene.classes)
+            entry.say(f"{scene.experiment}/{run}: {told(found[run.name])}")
+    return found
 
 
 def means(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over seeds, for `dvc metrics show`."""
+    """Means over runs, for `dvc metrics show`."""
     return {
         arm: {
-            name: float(np.mean([summary[name] for summary in seeds.values()]))
+            name: float(np.mean([summary[name] for summary in runs.values()]))
             for name in metrics.HIGHER_IS_BETTER
         }
-        for arm, seeds in scores.items()
+        for arm, runs in scores.items()
     }
 
 
 def told(summary: dict[str, Any]) -> str:
     """The metrics of one model in words."""
     return ", ".join(f"{name.replace('_', '-')} {summary[name]:.3f}" for name in metrics.HIGHER_IS_BETTER)
+
+
+def written_down(scene: Scene) -> dict[str, Any]:
+    """Write the scored models into the ledger; give how often this test split was used by now."""
+    tested = ledger.test_sha256(scene.part("test"))
+    names = [
+        f"{run.arm}/{run.name}/{checkpoint.read_journal(scene.folder(run))['weights_sha256']}"
+        for run in scene.runs
+    ]
+    ledger.record(scene.experiment, tested, names)
+    return {"test_sha256": tested, "this_result": len(names), **ledger.looks(scene.experiment, tested)}
+
+
+# ----------------------------------------------------------------------------------------- the mistakes
+
+
+def best_run(scene: Scene) -> Run:
+    """The model that is best on validation: the one that compare chooses and register hands on."""
+    metric = scene.settings.evaluation.metric
+    by_arm: dict[str, list[tuple[float, float]]] = {}
+    for run in scene.runs:
+        by_arm.setdefault(run.arm, []).append(_merit(scene, run, metric))
+    arm = evidence.best(by_arm, metric)
+    of_arm = {run.name: [_merit(scene, run, metric)] for run in scene.runs if run.arm == arm}
+    best = evidence.best(of_arm, metric)
+    return next(run for run in scene.runs if (run.arm, run.name) == (arm, best))
+
+
+def _merit(scene: Scene, run: Run, metric: str) -> tuple[float, float]:
+    kept = checkpoint.read_journal(scene.folder(run))["best"]
+    return float(kept[f"validation_{metric}"]), float(kept["validation_log_loss"])
+
+
+def mistakes(scene: Scene, run: Run, tested: dict[Run, NDArray[np.float32]]) -> pd.DataFrame:
+    """The test items that the model is wrong about and surest of; of texts the words that speak for it."""
+    probabilities, rows = tested[run], scene.part("test")
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != data.label_indices(rows["label"], scene.classes))
+    chosen = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:MISTAKES]
+    words: list[list[tuple[str, float]]] = [[] for _ in chosen]
+    if scene.task.column == "text" and len(chosen):
+        texts = [str(text) for text in rows["text"].to_numpy()[chosen]]
+        words = words_that_mattered(scene, run, texts, predicted[chosen].tolist())
+    return pd.DataFrame(
+        {
+            "id": rows["id"].to_numpy()[chosen],
+            "arm": run.arm,
+            "resample": run.resample,
+            "seed": run.seed,
+            "label": rows["label"].to_numpy()[chosen],
+            "predicted": np.asarray(scene.classes, dtype=object)[predicted[chosen]],
+            "confidence": probabilities.max(axis=1)[chosen].astype(np.float64),
+            "tokens": [json.dumps(one, ensure_ascii=False) for one in words],
+        }
+    )
+
+
+def words_that_mattered(
+    scene: Scene, run: Run, texts: list[str], classes: list[int]
+) -> list[list[tuple[str, float]]]:
+    """For each text its words with what they add to the probability of the class."""
+
+    def samples(asked: list[str]) -> data.Samples:
+        return scene.task.samples(asked, scene.settings.model, scene.pretrained)
+
+    def predict(asked: list[str]) -> NDArray[np.float32]:
+        folder = scene.folder(run)
+        if checkpoint.read_journal(folder)["weights"] != "head":
+            return loop.predict(
+                checkpoint.load_network(folder, scene.pretrained), samples(asked), scene.device
+            )
+        backbone = network.build_backbone(scene.pretrained, pretrained=True)
+        rows = features.compute(backbone, samples(asked), scene.device)
+        head = checkpoint.load_head(folder, rows.shape[1])
+        return loop.predict(head, data.FeatureSamples(rows), scene.device)
+
+    return occlusion.weights(texts, classes, _words_read(scene, texts, samples), predict)
+
+
+def _words_read(scene: Scene, texts: list[str], samples: Any) -> list[int]:  # noqa: ANN401 - a function
+    """How many words of each text fit into what the network reads."""
+    limit = scene.settings.model.max_tokens
+    words = [text.split()[:limit] for text in texts]
+    beginnings = [" ".join(one[: at + 1]) for one in words for at in range(len(one))]
+    lengths = samples(beginnings).lengths
+    found, at = [], 0
+    for one in words:
+        own = lengths[at : at + len(one)]
+        at += len(one)
+        # A beginning that is as long as the limit may have been cut.
+        found.append(max(1, sum(length < limit for length in own)))
+    return found
 
 
 def main() -> int:

@@ -26,13 +26,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steps import entry
+from steps import data, entry
 from steps.artifacts import new_folder, read_json, sha256_json, write_json
 from steps.data import FeatureSamples, Samples, by_length, longest_first, to_device
 from steps.errors import DataError, DiskFullError, HeadstartError, UserError
 from steps.network import Backbone, Inputs
 
-MATRIX, INDEX, KEY = "features.npy", "index.parquet", "features.json"
+KEY = "features.json"
 # Files of an entry of the prefix cache.
 ACTIVATIONS, OFFSETS, ENTRY = "activations.npy", "offsets.npy", "entry.json"
 # To be raised when entries are laid out another way.
@@ -63,10 +63,29 @@ def write(
     Raises:
         DataError: features are not finite.
     """
-    backbone.to(device).eval()
     matrix = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.float32, shape=(len(samples), backbone.features)
     )
+    _run_over(matrix, backbone, samples, device, progress)
+    matrix.flush()
+
+
+@torch.inference_mode()
+def compute(backbone: Backbone, samples: Samples, device: torch.device) -> Tensor:
+    """As `write`, for few samples: shape (samples, features), in memory."""
+    matrix = np.empty((len(samples), backbone.features), dtype=np.float32)
+    _run_over(matrix, backbone, samples, device, lambda done: None)
+    return torch.from_numpy(matrix)
+
+
+def _run_over(
+    matrix: NDArray[np.float32],
+    backbone: Backbone,
+    samples: Samples,
+    device: torch.device,
+    progress: Callable[[int], None],
+) -> None:
+    backbone.to(device).eval()
     done = 0
     for indices in by_length(samples):
         rows = backbone(to_device(samples.batch(indices), device)).float().cpu().numpy()
@@ -74,7 +93,6 @@ def write(
         matrix[indices] = rows
         done += len(indices)
         progress(done)
-    matrix.flush()
 
 
 def read(folder: Path, ids: pd.Series) -> FeatureSamples:
@@ -85,16 +103,9 @@ def read(folder: Path, ids: pd.Series) -> FeatureSamples:
     Raises:
         HeadstartError: some have none; embed is older than the split.
     """
-    matrix: NDArray[np.float32] = np.load(folder / MATRIX, mmap_mode="r")
-    index = pd.read_parquet(folder / INDEX)
-    places = pd.Index(index["id"]).get_indexer(pd.Index(ids))
-    if (places < 0).any():
-        raise HeadstartError(
-            f"{folder} has no features of {int((places < 0).sum())} samples; run embed again"
-        )
-    # A copy of the rows asked for: a training reads them in random order many times.
-    rows = torch.from_numpy(np.ascontiguousarray(matrix[places]))
-    lengths = index["tokens"].to_numpy()[places].tolist() if "tokens" in index else None
+    rows = torch.from_numpy(data.read_features(folder, ids))
+    index = pd.read_parquet(folder / data.FEATURE_INDEX).iloc[data.feature_places(folder, ids)]
+    lengths = index["tokens"].tolist() if "tokens" in index else None
     return FeatureSamples(rows, lengths)
 
 

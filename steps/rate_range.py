@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steps import artifacts, entry, features, freezing, params, trainable
+from steps import artifacts, data, entry, freezing, params, trainable
 from steps.arms import Arm
 from steps.data import Batches, to_device
 from steps.errors import TrainingError, UserError
@@ -104,7 +104,7 @@ def watch(job: trainable.Job, seed: int) -> Curve:
     Raises:
         UserError: the arm's head learns from features that are not stored yet.
     """
-    stored = artifacts.features_dir(job.experiment) / features.MATRIX
+    stored = artifacts.features_dir(job.experiment) / data.FEATURES
     if (job.on_features or job.arm.head_first) and not stored.exists():
         raise UserError(
             f"{stored} is missing; it is made by `embed`: run `dvc repro embed@{job.experiment}` or "

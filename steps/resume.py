@@ -11,6 +11,7 @@ Nothing is pickled: a checkpoint can hold wrong numbers, but no code.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -170,14 +171,48 @@ class Checkpoints:
 
 @cache
 def code_sha256() -> str:
-    """SHA-256 over the names and contents of all Python files of the package `steps`.
+    """SHA-256 over the names and contents of `steps.trainable` and all files of `steps` that it imports.
 
-    A part of a run's key: an edited engine must not go on from the state of an older one. To be asked for
-    at the start: it is taken once in a process, whose code stays what it was whatever is edited meanwhile.
+    A part of a run's key: an edited engine must not go on from the state of an older one, and an edited
+    report has nothing to do with it. To be asked for at the start: it is taken once in a process, whose code
+    stays what it was whatever is edited meanwhile.
     """
     root = Path(__file__).parent
-    files = {path.relative_to(root).as_posix(): artifacts.sha256_file(path) for path in root.rglob("*.py")}
-    return artifacts.sha256_json(files)
+    files = imported(root, root / "trainable.py")
+    return artifacts.sha256_json(
+        {path.relative_to(root).as_posix(): artifacts.sha256_file(path) for path in files}
+    )
+
+
+def imported(root: Path, start: Path) -> set[Path]:
+    """The file and all files below `root`, the folder of the package `steps`, that it leads to.
+
+    Imports inside of functions count, so nothing depends on what a process happened to load.
+    """
+    found: set[Path] = set()
+    open_ = [start]
+    while open_:
+        path = open_.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module, *(f"{node.module}.{name}" for name in names)]
+            for name in names:
+                open_ += _files(root, name)
+    return found
+
+
+def _files(root: Path, name: str) -> list[Path]:
+    """The file of a module of `steps`, and those of the packages it is in; none for other names."""
+    package, *parts = name.split(".")
+    if package != root.name:
+        return []
+    places = [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+    files = [place / "__init__.py" for place in places] + [places[-1].with_suffix(".py")]
+    return [path for path in files if path.is_file()]
 
 
 def first_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 
 from steps import artifacts, data, entry, params
 from steps.errors import DataError
-from steps.params import Split
+from steps.params import Split, SplitSettings
 
 UNUSED = ""
 
@@ -35,16 +35,26 @@ UNUSED = ""
 def split(experiment: str) -> None:
     """Write `work/<experiment>/split.parquet`: id and split, which is empty outside of the label budget.
 
+    With resamples there is a column for each further one. Beside it `pool.parquet` holds the place of each
+    sample that may be trained on, in the order that budgets take them; -1 for the others.
+
     Raises:
         DataError: a class has no sample to train on, a split is empty, or the budget is larger than it.
     """
-    settings = params.read_settings(Split, artifacts.settings_file(experiment, "split"))
-    accepted = data.read_accepted(experiment)
+    wanted = params.read_settings(SplitSettings, artifacts.settings_file(experiment, "split"))
+    settings, accepted = wanted.split, data.read_accepted(experiment)
     sides = assign(accepted, settings)
     _check_sides(experiment, sides, accepted["label"])
     used = within_budget(accepted, sides, settings)
+    columns = {"id": accepted["id"], "split": used}
+    for resample in range(2, wanted.resamples + 1):
+        columns[data.split_column(resample)] = another_part(accepted, sides, used, settings, resample)
     with artifacts.new_file(artifacts.split_file(experiment)) as partial:
-        data.write_table(pd.DataFrame({"id": accepted["id"], "split": used}), partial)
+        data.write_table(pd.DataFrame(columns), partial)
+    with artifacts.new_file(artifacts.pool_file(experiment)) as partial:
+        data.write_table(
+            pd.DataFrame({"id": accepted["id"], "place": places(accepted, sides, settings)}), partial
+        )
     counts = [f"{name} {_count(used, name)} of {_count(sides, name)}" for name in data.SPLITS]
     entry.say(f"{experiment}: labels used: {', '.join(counts)}")
 
@@ -179,6 +189,33 @@ def within_budget(accepted: pd.DataFrame, sides: pd.Series, settings: Split) -> 
             raise DataError(f"split.train_labels: {budget} is fewer than the {classes} classes; raise it")
         used[in_order(members, settings.salt)[budget:]] = UNUSED
     return used
+
+
+def another_part(
+    accepted: pd.DataFrame, sides: pd.Series, used: pd.Series, settings: Split, resample: int
+) -> pd.Series:
+    """The splits with another part of the training pool, of the same size; the parts may overlap.
+
+    Raises:
+        DataError: there is no other part, the budget takes the whole pool.
+    """
+    budget, pool = int((used == "train").sum()), accepted[sides == "train"]
+    if budget == len(pool):
+        raise DataError(
+            f"training.resamples: the budget of {budget} labels takes the whole pool; lower "
+            "`split.train_labels`, or set resamples to 1"
+        )
+    other = used.where(used != "train", UNUSED)
+    other[in_order(pool, f"{settings.salt}\0resample {resample}")[:budget]] = "train"
+    return other
+
+
+def places(accepted: pd.DataFrame, sides: pd.Series, settings: Split) -> pd.Series:
+    """The place of each sample of the training pool in the order that budgets take them; -1 elsewhere."""
+    found = pd.Series(-1, index=accepted.index, dtype=np.int64)
+    order = in_order(accepted[sides == "train"], settings.salt)
+    found[order] = np.arange(len(order))
+    return found
 
 
 def in_order(members: pd.DataFrame, salt: str) -> pd.Index:

@@ -43,6 +43,7 @@ class Job:
     classes: list[str]
     rows: pd.DataFrame
     device: torch.device
+    features_folder: Path
 
     @property
     def machine(self) -> Machine:
@@ -109,7 +110,7 @@ class Job:
 
     def features(self, split: str) -> FeatureSamples:
         """What embed computed of a split."""
-        return features.read(artifacts.features_dir(self.experiment), self.part(split)["id"])
+        return features.read(self.features_folder, self.part(split)["id"])
 
     def batches(self, split: str, samples: Samples) -> Batches:
         """Labelled batches of a split."""
@@ -121,18 +122,37 @@ class Job:
         return torch.from_numpy(data.label_indices(self.part(split)["label"], self.classes))
 
 
-def load(experiment: str, arm_name: str, settings: TrainSettings) -> Job:
+def load(
+    experiment: str,
+    arm_name: str,
+    settings: TrainSettings,
+    *,
+    resample: int = 1,
+    rows: pd.DataFrame | None = None,
+    features_folder: Path | None = None,
+) -> Job:
     """The job of an arm that the experiment does not leave out.
+
+    Args:
+        experiment: its name.
+        arm_name: name of the arm.
+        settings: complete ones; their `arm` is trained.
+        resample: which part of the training pool to train on.
+        rows: the samples with their splits, in place of those of the resample.
+        features_folder: where their features are, in place of what embed wrote.
 
     Raises:
         UserError: the machine has not the device or precision asked for.
     """
     assert settings.arm is not None
-    rows = data.read_split(experiment)
+    if rows is None:
+        rows = data.read_split(experiment, resample)
     device = network.prepare_device(settings.machine.device)
     check_precision(device, settings.machine.precision)
     pretrained = artifacts.pretrained_dir(settings.model.pretrained)
-    return Job(experiment, arm_name, settings.arm, settings, pretrained, data.classes_of(rows), rows, device)
+    folder = features_folder or artifacts.features_dir(experiment)
+    classes = data.classes_of(rows)
+    return Job(experiment, arm_name, settings.arm, settings, pretrained, classes, rows, device, folder)
 
 
 def check_precision(device: torch.device, precision: str) -> None:
@@ -157,6 +177,24 @@ def has_bf16() -> bool:
     """The CPU multiplies bfloat16 matrices itself."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def run_key(job: Job, seed: int) -> dict[str, Any]:
+    """Everything that determines the weights: what was kept is used only where all of it is equal."""
+    decisive = job.settings.model_copy(update={"machine": job.machine.within(Limits())})
+    return {
+        "experiment": job.experiment,
+        "arm": job.arm_name,
+        "seed": seed,
+        "settings": decisive.model_dump(mode="json"),
+        "data_sha256": data.fingerprint(job.rows[job.rows["split"] != ""]),
+        "samples_sha256": artifacts.sha256_json(list(job.rows["id"])),  # and their order
+        "pretrained_sha256": job.pretrained_files_sha256,
+        "code_sha256": code_sha256(),
+        "torch": torch.__version__,
+        "device": job.device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 # ---------------------------------------------------------------------------------------------- the network
@@ -339,7 +377,7 @@ def proof_of_stored_features(job: Job) -> dict[str, Any]:
         HeadstartError: the weights changed since.
     """
     fetched = provenance(job)
-    used = features.key(artifacts.features_dir(job.experiment))["pretrained_sha256"]
+    used = features.key(job.features_folder)["pretrained_sha256"]
     if not job.pretrained_sha256 == fetched["converted_sha256"] == used:
         weights = job.pretrained / "model.safetensors"
         raise HeadstartError(f"{weights} is not what fetch wrote or embed read; run `dvc repro` again")

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from steps import artifacts, data
-from steps.params import IngestSettings, Settings, Split, ValidateSettings, parse
+from steps.params import IngestSettings, Settings, Split, SplitSettings, ValidateSettings, parse
 
 
 def settle(experiment: str, step: str, settings: Settings) -> None:
@@ -27,8 +27,9 @@ def settle_validate(experiment: str, task: str, **validation: Any) -> None:
     settle(experiment, "validate", parse(ValidateSettings, {"task": task, "validation": validation}, "test"))
 
 
-def settle_split(experiment: str, **split: Any) -> None:
-    settle(experiment, "split", parse(Split, split, "test"))
+def settle_split(experiment: str, resamples: int = 1, **split: Any) -> None:
+    wanted = SplitSettings(split=parse(Split, split, "test"), resamples=resamples)
+    settle(experiment, "split", wanted)
 
 
 def picture(seed: int, side: int = 16) -> Image.Image:

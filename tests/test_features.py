@@ -135,8 +135,8 @@ def entries(folder: Path) -> list[str]:
 def written(backbone: Backbone, count: int, folder: Path) -> Images:
     samples = Images(count)
     backbone.train()  # whatever mode it comes in
-    features.write(backbone, samples, folder / features.MATRIX, CPU)
-    pd.DataFrame({"id": [f"s{index}" for index in range(count)]}).to_parquet(folder / features.INDEX)
+    features.write(backbone, samples, folder / data.FEATURES, CPU)
+    pd.DataFrame({"id": [f"s{index}" for index in range(count)]}).to_parquet(folder / data.FEATURE_INDEX)
     return samples
 
 
@@ -169,7 +169,7 @@ def test_features_that_are_not_finite_are_an_error(backbone: Backbone, tmp_path:
     samples = Images(3)
     samples.pixels[1] = torch.inf
     with pytest.raises(DataError, match="features that are not finite, first of sample 1"):
-        features.write(backbone, samples, tmp_path / features.MATRIX, CPU)
+        features.write(backbone, samples, tmp_path / data.FEATURES, CPU)
     with pytest.raises(DataError, match="activations that are not finite, first of sample 1"):
         cached(PrefixCache(tmp_path / "cache", 2**30), backbone, 2, samples)
     assert entries(tmp_path / "cache") == []
@@ -179,11 +179,11 @@ def test_texts_are_written_by_length_and_read_in_their_order(bert: Backbone, tmp
     lengths = [(index * 37) % 90 + 1 for index in range(90)]
     samples = Texts(lengths)
     done: list[int] = []
-    features.write(bert, samples, tmp_path / features.MATRIX, CPU, done.append)
+    features.write(bert, samples, tmp_path / data.FEATURES, CPU, done.append)
     batches = [[lengths[index] for index in indices] for indices in samples.asked]
     assert [(max(batch), min(batch)) for batch in batches] == [(90, 27), (26, 1)]
     assert done == [64, 90]
-    found = np.load(tmp_path / features.MATRIX)
+    found = np.load(tmp_path / data.FEATURES)
     with torch.inference_mode():
         alone = torch.cat([bert(samples.batch([index])) for index in range(90)])
     np.testing.assert_allclose(found, alone.numpy(), atol=1e-6)
@@ -191,8 +191,8 @@ def test_texts_are_written_by_length_and_read_in_their_order(bert: Backbone, tmp
 
 def test_samples_that_tell_no_lengths_are_run_in_turn(backbone: Backbone, tmp_path: Path) -> None:
     samples = FeatureSamples(torch.rand(3, 3, 32, 32))
-    features.write(backbone, samples, tmp_path / features.MATRIX, CPU)
-    assert np.load(tmp_path / features.MATRIX).shape == (3, backbone.features)
+    features.write(backbone, samples, tmp_path / data.FEATURES, CPU)
+    assert np.load(tmp_path / data.FEATURES).shape == (3, backbone.features)
 
 
 # -------------------------------------------------------------------------------------- the prefix cache

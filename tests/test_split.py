@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steps import artifacts, data
-from steps.errors import DataError
+from steps.errors import DataError, UserError
 from steps.params import Split
 from steps.split import assign, content_groups, in_order, split, within_budget
 from tests.rawdata import settle_split
@@ -275,3 +275,53 @@ def test_a_class_that_cannot_be_tested_is_told(
     out = capsys.readouterr().out
     assert "warning: no sample of zebra fell to validation" in out
     assert "warning: no sample of zebra fell to test" in out
+
+
+def test_resamples_are_other_parts_of_the_same_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    accepted_as(samples(many(200)))
+    settle_split("pets", train_labels=30)
+    split("pets")
+    alone = data.read_split("pets")
+    settle_split("pets", resamples=3, train_labels=30)
+    split("pets")
+    parts = [data.read_split("pets", resample)["split"] for resample in (1, 2, 3)]
+    assert parts[0].tolist() == alone["split"].tolist()  # resamples change nothing of the first
+    for part in parts:
+        assert (part == "train").sum() == 30
+        for name in ("validation", "test"):
+            assert (part == name).tolist() == (parts[0] == name).tolist()
+    assert len({tuple(part) for part in parts}) == 3
+    used = data.read_used("pets")
+    assert set(used["id"]) == {
+        name for part in parts for name in alone["id"][part.to_numpy() != ""]
+    }  # what any resample needs gets features
+
+
+def test_resamples_of_a_whole_pool_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    accepted_as(samples(many(100)))
+    settle_split("pets", resamples=2)
+    with pytest.raises(DataError, match="takes the whole pool"):
+        split("pets")
+
+
+def test_budgets_of_the_pool_are_nested_and_end_with_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    accepted_as(samples(many(200)))
+    settle_split("pets", train_labels=30)
+    split("pets")
+    own = data.read_split("pets")
+    trained = []
+    for labels in (10, 30, 60, None):
+        rows = data.read_pool("pets", labels)
+        trained.append(set(rows["id"][rows["split"] == "train"]))
+        for name in ("validation", "test"):
+            assert rows["id"][rows["split"] == name].tolist() == own["id"][own["split"] == name].tolist()
+    assert [len(one) for one in trained[:3]] == [10, 30, 60]
+    assert trained[0] < trained[1] < trained[2] < trained[3]
+    assert trained[1] == set(own["id"][own["split"] == "train"])
+    with pytest.raises(UserError, match=r"curve.labels: 999 is more than the \d+ samples"):
+        data.read_pool("pets", 999)

@@ -1,0 +1,198 @@
+"""curve: train the arms on fewer and on more labels; how much data a pretrained start is worth.
+
+Every budget is a part of the next larger one; validation and test stay as they are, and so do the rates that
+the search found at the experiment's own budget. A budget smaller than that gets as many steps, a larger one
+as many epochs: so no point is worse for want of steps (as Nakkiran et al., Deep Double Descent, 2020, warn
+when epochs are equal), and arms at one budget get the same.
+
+A finished point is kept below `.headstart/points/`, under a key of all that it depends on: another budget or
+another arm trains what is new, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from steps import artifacts, data, entry, ledger, params
+from steps.errors import UserError
+from steps.params import CurveSettings, EmbedSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from steps.trainable import Job
+
+PREDICTIONS, POINTS = "predictions.parquet", "points.json"
+
+
+def curve(experiment: str) -> None:
+    """Write `work/<experiment>/curve/`: predictions on the test split, and what each training was.
+
+    The experiment's own budget is not trained again: its trainings are those of train.
+
+    Raises:
+        UserError: a budget is larger than the training pool, or smaller than the number of classes.
+        TrainingError: a loss is not finite.
+    """
+    settings = params.read_settings(CurveSettings, artifacts.settings_file(experiment, "curve"))
+    with artifacts.new_folder(artifacts.curve_dir(experiment)) as folder:
+        points, frames = [], []
+        for labels in budgets(experiment, settings):
+            for point, frame in _at(experiment, settings, labels):
+                points.append(point)
+                frames.append(frame)
+        artifacts.write_json(folder / POINTS, points)
+        if frames:
+            pd.concat(frames, ignore_index=True).to_parquet(folder / PREDICTIONS, index=False)
+    count = len(points)
+    entry.say(f"{experiment}: {count} trainings on other budgets" if count else f"{experiment}: no curve")
+
+
+def budgets(experiment: str, settings: CurveSettings) -> list[int]:
+    """The label budgets to train on, rising, without the experiment's own.
+
+    Raises:
+        UserError: a budget is larger than the training pool.
+    """
+    wanted = settings.curve.labels
+    if not wanted:
+        return []
+    own = int((data.read_split(experiment)["split"] == "train").sum())
+    counts = {
+        int((data.read_pool(experiment, None if one == "all" else one)["split"] == "train").sum())
+        for one in wanted
+    }
+    return sorted(counts - {own})
+
+
+def _at(experiment: str, settings: CurveSettings, labels: int) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Every arm and seed at one budget."""
+    rows = data.read_pool(experiment, labels)
+    short = sorted(set(rows["label"]) - set(rows["label"][rows["split"] == "train"]))
+    if short:
+        raise UserError(f"curve.labels: {labels} leaves no sample of class {short[0]!r}; raise it")
+    test, classes = rows[rows["split"] == "test"], data.classes_of(rows)
+    found = []
+    for arm in settings.arms:
+        for seed in settings.seeds:
+            point, probabilities = _point(experiment, arm, seed, labels, rows)
+            frame = pd.DataFrame(
+                {
+                    "id": test["id"].to_numpy(), "arm": arm, "labels": labels, "seed": seed,
+                    "label": test["label"].to_numpy(),
+                    "predicted": np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)],
+                    "probabilities": list(probabilities),
+                }
+            )  # fmt: skip
+            found.append((point, frame))
+    return found
+
+
+def _point(
+    experiment: str, arm: str, seed: int, labels: int, rows: pd.DataFrame
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """One training: what it was, and its probabilities on the test split, shape (items, classes)."""
+    from steps import trainable
+
+    settings = _settings(experiment, arm, seed)
+    own = int((data.read_split(experiment)["split"] == "train").sum())
+    training = settings.training.model_copy(update={"epochs": epochs(settings, own, labels)})
+    settings = settings.model_copy(update={"training": training})
+    features = _features(experiment, settings)
+    job = trainable.load(experiment, arm, settings, rows=rows, features_folder=features)
+    key = trainable.run_key(job, seed)
+    path = artifacts.points_dir(experiment) / f"{arm}-{labels}-{seed}-{artifacts.sha256_json(key)[:12]}.npz"
+    if not path.exists():
+        _train(job, seed, labels, path)
+    with np.load(path) as kept:
+        point: dict[str, Any] = json.loads(str(kept["point"]))
+        return point, kept["probabilities"]
+
+
+def _settings(experiment: str, arm: str, seed: int) -> TrainSettings:
+    """What train used for the arm, with the rates that its search chose."""
+    path = artifacts.seed_dir(experiment, arm, seed) / "run.json"
+    journal = artifacts.read_json(path, f"python -m steps.train {experiment} {arm}")
+    return params.parse(TrainSettings, journal["settings"], str(path))
+
+
+def epochs(settings: TrainSettings, own: int, labels: int) -> int:
+    """How many epochs a budget gets: as many steps as the experiment's own budget, or as many epochs.
+
+    Args:
+        settings: of the arm.
+        own: the experiment's own budget.
+        labels: the budget.
+    """
+    size, wanted = settings.training.batch_size, settings.training.epochs
+    ratio = math.ceil(own / size) / math.ceil(labels / size)
+    return max(wanted, math.ceil(wanted * ratio))
+
+
+def _features(experiment: str, settings: TrainSettings) -> Path:
+    """The folder with the features of the whole training pool, of validation and of test."""
+    from steps import embedding
+
+    wanted = EmbedSettings(task=settings.task, model=settings.model, machine=settings.machine)
+    rows = data.read_pool(experiment, None)
+    rows = rows[rows["split"] != ""]
+    # The same key that embed writes down; the order of the rows is that of the file they are in.
+    digest = artifacts.sha256_json(embedding.key(wanted, rows) | {"ids": list(rows["id"])})[:16]
+    folder = Path(".headstart/cache/pool") / f"{experiment}-{digest}"
+    if not folder.exists():
+        said = f"embed the training pool of {experiment}"
+        with artifacts.new_folder(folder) as partial, entry.Progress(said, len(rows)) as progress:
+            embedding.write(experiment, wanted, rows, partial, progress.reached, random_too=False)
+    return folder
+
+
+def _train(job: Job, seed: int, labels: int, path: Path) -> None:
+    """Train one network, score it on the test split, and keep what came of it."""
+    from steps import freezing, loop, tasks, trainable
+    from steps.network import Network
+
+    label = f"{job.experiment}/{job.arm_name}, {labels} labels, seed {seed}"
+    model = trainable.build(job, seed)
+    steps = job.settings.training.epochs * len(job.batches("train", job.features("train")))
+    with entry.Progress(label, steps) as progress:
+        fitted = trainable.fit(job, model, seed, log=lambda values, step: progress.reached(step))
+    if job.arm.tune == "lora":
+        freezing.merge_lora(model)
+    if isinstance(model, Network):
+        task = tasks.get(job.settings.task)
+        contents = tasks.contents(task, job.part("test"), artifacts.data_dir(job.experiment))
+        samples: data.Samples = task.samples(contents, job.settings.model, job.pretrained)
+    else:
+        samples = job.features("test")
+    probabilities = loop.predict(model, samples, job.device)
+    point = {
+        "arm": job.arm_name,
+        "labels": labels,
+        "seed": seed,
+        "epochs": fitted.epochs,
+        "steps": fitted.steps,
+        "best_epoch": fitted.best_epoch,
+        "best": fitted.best,
+        "seconds": round(fitted.seconds, 3),
+    }
+    ledger.record(job.experiment, ledger.test_sha256(job.part("test")), [f"curve/{path.stem}"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with artifacts.new_file(path) as partial:
+        np.savez(partial, probabilities=probabilities, point=json.dumps(point))
+    accuracy = fitted.best["validation_accuracy"]
+    entry.say(f"{label}: validation accuracy {accuracy:.3f}, {fitted.seconds:.1f} s")
+
+
+def main() -> int:
+    """Run `python -m steps.curve <experiment>`."""
+    return entry.run(curve, "experiment")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
