@@ -10,27 +10,36 @@ from typing import Any
 from steps.artifacts import registration_file, report_dir
 
 PERCENT = ("accuracy", "macro_f1")
+SHOWN = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
+# Stands where a result says nothing: never reached, not measured, or older than the measure.
+NOTHING = "-"
 
 
 @dataclass(frozen=True)
 class ArmRow:
-    """One line of the table.
+    """One line of the table; what a result does not say is "-".
 
     Attributes:
         arm: its name.
-        score: the metric's mean over seeds with its interval.
-        seeds: how many.
-        epochs: until the target was reached; "-" where it never was.
-        seconds: until the target was reached; "-" where it never was.
+        score: the metric's mean over runs with its interval.
+        gain: the improvement over the reference with its interval; positive is better whatever the metric.
+        call: what that means: helps, hurts, equal or undecided.
+        epochs: until the target was reached.
+        sooner: how many times fewer epochs than the reference needed.
+        saved: labels that the reference would need beyond the arm's to be as good.
+        trials: of the search for hyperparameters.
         is_best: the arm chosen on validation.
     """
 
     arm: str
     score: str
-    seeds: int
-    epochs: str
-    seconds: str
-    is_best: bool
+    gain: str = NOTHING
+    call: str = NOTHING
+    epochs: str = NOTHING
+    sooner: str = NOTHING
+    saved: str = NOTHING
+    trials: str = NOTHING
+    is_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,11 @@ class Summary:
 
     Attributes:
         experiment: its name.
-        metric: what arms are judged by.
+        metric: what arms are judged by, in words, with its unit.
+        about: what it was measured on.
+        reference: the arm that the others are compared with; "-" in a result that does not say.
         rows: one an arm.
-        verdict: in one sentence.
+        verdict: in one sentence, arms in back-ticks.
         report: the folder with the whole of it.
         model: the registered model as one line, or None where it is not registered.
         tracking_uri: of the MLflow store it is registered in, or None.
@@ -50,6 +61,8 @@ class Summary:
 
     experiment: str
     metric: str
+    about: str
+    reference: str
     rows: tuple[ArmRow, ...]
     verdict: str
     report: Path
@@ -59,17 +72,21 @@ class Summary:
 
 
 def read(experiment: str) -> Summary | None:
-    """The experiment's result; None where `compare` has not made one yet."""
+    """The experiment's result; None where `compare` has not made one yet.
+
+    A result of an earlier release, restored from DVC's cache, lacks some figures: they are "-".
+    """
     found = _json(report_dir(experiment) / "comparison.json")
     if found is None:
         return None
-    metric = str(found["metric"]["name"])
-    rows = tuple(_row(arm, metric, found["best_arm"]) for arm in found["arms"])
+    name = str(found["metric"]["name"])
     registered = _json(registration_file(experiment))
     return Summary(
         experiment,
-        metric,
-        rows,
+        SHOWN.get(name, name) + (" in %" if name in PERCENT else ""),
+        _about(found),
+        str(found.get("reference", NOTHING)),
+        tuple(_row(arm, found, name) for arm in found["arms"]),
         str(found["verdict"]["text"]),
         report_dir(experiment),
         _model(registered) if registered else None,
@@ -85,36 +102,113 @@ def finished() -> list[str]:
 
 def markdown(experiments: list[str]) -> str:
     """The results as Prefect's artifact shows them."""
+    parts = [_section(one) for one in map(read, experiments) if one is not None]
+    return "\n".join(parts or ["No results yet.\n"])
+
+
+def _section(found: Summary) -> str:
+    """One experiment: the table, the verdict, the model."""
+    # Imported here: the command line has no use for it, and it brings numpy.
+    from steps.report.wording import markdown as escaped
+
+    reference = escaped(found.reference)
+    names = (
+        "arm", f"{escaped(found.metric)}, mean and interval", f"over {reference}", "call", "epochs to target",
+        f"times sooner than {reference}", "labels saved", "tuning trials",
+    )  # fmt: skip
     lines = [
-        "| experiment | arm | metric | mean and interval | seeds | epochs to target | seconds to target |"
+        f"### {escaped(found.experiment)}",
+        "",
+        found.about,
+        "",
+        f"| {' | '.join(names)} |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    lines.append("| --- | --- | --- | --- | ---: | ---: | ---: |")
-    verdicts = []
-    for summary in filter(None, map(read, experiments)):
-        for row in summary.rows:
-            arm = f"**{row.arm}**" if row.is_best else row.arm
-            cells = (summary.experiment, arm, summary.metric, row.score, row.seeds, row.epochs, row.seconds)
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-        verdicts.append(f"* {summary.verdict} {summary.model or 'Not registered.'}")
-    return "\n".join([*lines, "", *verdicts]) + "\n"
+    for row in found.rows:
+        arm = f"**{escaped(row.arm)}**" if row.is_best else escaped(row.arm)
+        call = row.call if row.call == NOTHING else escaped(row.call)
+        cells = (arm, row.score, row.gain, call, row.epochs, row.sooner, row.saved, row.trials)
+        lines.append(f"| {' | '.join(cells)} |")
+    model = escaped(found.model) if found.model else "Not registered."
+    return "\n".join([*lines, "", f"{_verdict(found.verdict)} {model}", ""])
 
 
-def _row(arm: dict[str, Any], metric: str, best: str) -> ArmRow:
-    epochs, seconds = arm.get("epochs_to_target"), arm.get("seconds_to_target")
-    return ArmRow(
-        arm["arm"],
-        _score(metric, arm["mean"], arm["ci_low"], arm["ci_high"]),
-        len(arm["values"]),
-        "-" if epochs is None else f"{epochs:g}",
-        "-" if seconds is None else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
-        arm["arm"] == best,
+def _verdict(text: str) -> str:
+    """A verdict as Markdown: arms stay in their back-ticks, all else is escaped."""
+    from steps.report.wording import markdown as escaped
+    from steps.report.wording import ticks
+
+    parts = ticks(" ".join(text.split()))
+    # Escaping takes blanks at the ends away, which are words' distances here.
+    blanks = [(part[:1] == " ", part[1:] and part[-1] == " ") for part in parts]
+    return "".join(
+        f"`{part}`" if at % 2 else f"{' ' * bool(before)}{escaped(part)}{' ' * bool(after)}"
+        for at, (part, (before, after)) in enumerate(zip(parts, blanks, strict=True))
     )
 
 
-def _score(metric: str, mean: float, low: float, high: float) -> str:
+# -------------------------------------------------------------------------------------------- the figures
+
+
+def _row(arm: dict[str, Any], found: dict[str, Any], metric: str) -> ArmRow:
+    gain, epochs = arm.get("improvement"), arm.get("epochs_to_target")
+    speedup = ((arm.get("speedup") or {}).get("epochs") or {}).get("value")
+    return ArmRow(
+        str(arm["arm"]),
+        _interval(metric, arm["mean"], arm["ci_low"], arm["ci_high"]),
+        _interval(metric, gain["value"], gain["ci_low"], gain["ci_high"], sign="+") if gain else NOTHING,
+        str((gain or {}).get("call", NOTHING)),
+        NOTHING if epochs is None else f"{epochs:g}",
+        NOTHING if speedup is None else _times(speedup),
+        _saved(arm["arm"], found),
+        _trials(arm.get("tuning")),
+        arm["arm"] == found["best_arm"],
+    )
+
+
+def _about(found: dict[str, Any]) -> str:
+    """What was measured on what, as far as the result says it."""
+    seeds, resamples = len(found.get("seeds", ())), found.get("resamples", 1)
+    told = [
+        (found.get("train_labels"), "training label"),
+        (found.get("test_size"), "test item"),
+        (seeds, "seed"),
+        (resamples if resamples > 1 else None, "resample"),
+    ]
+    return ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in told if count)
+
+
+def _interval(metric: str, value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{_figure(metric, value, sign)} ({_figure(metric, low, sign)} to {_figure(metric, high, sign)})"
+
+
+def _figure(metric: str, value: float, sign: str = "") -> str:
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
     if metric in PERCENT:
-        return f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        return f"{round(100 * value, 1) + 0.0:{sign}.1f}"
+    return f"{round(value, 3) + 0.0:{sign}.3f}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def _saved(arm: str, found: dict[str, Any]) -> str:
+    """Labels saved; "> 300" where the reference's curve ends before it is as good."""
+    saved = (found.get("efficiency") or {}).get("saved", [])
+    one = next((entry for entry in saved if entry["arm"] == arm), None)
+    if one is None or (one["labels"] is None and not one["more_than"]):
+        return NOTHING
+    if one["labels"] is None:
+        return "beyond curve"
+    return f"{'> ' if one['more_than'] else ''}{round(one['labels']):,}"
+
+
+def _trials(tuning: dict[str, Any] | None) -> str:
+    if not tuning:
+        return NOTHING
+    failed = tuning.get("failed", 0)
+    return f"{tuning['trials']}" + (f" ({failed} failed)" if failed else "")
 
 
 def _model(registered: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ class _Live(_Stages):
         """Show it in place of the line before."""
         self.said.append(text)
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], description=escape(text))
+            self.bar.update(self.bar.task_ids[0], description=escape(beside(title, text)))
 
     def failed(self, title: str) -> None:
         """Keep what it said last: with an error nobody foresaw, that is all there is."""
@@ -136,7 +136,8 @@ class _Live(_Stages):
         """Keep its last line."""
         self._quiet()
         if outcome.how == "ran":
-            self.show("✓", "green", title, elapsed(outcome.seconds), outcome.last_line)
+            said = beside(title, outcome.last_line)
+            self.show("✓", "green", title, elapsed(outcome.seconds), said)
         else:
             self.show("·", "dim", title, "", HOW[outcome.how])
 
@@ -149,6 +150,15 @@ class _Live(_Stages):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def beside(title: str, text: str) -> str:
+    """A line as it is shown beside its title, without what that says already, as in `train digits/full`."""
+    subject = title.partition(" ")[2]
+    for end in (" ", ": "):
+        if subject and text.startswith(subject + end):
+            return text.removeprefix(subject + end)
+    return text
 
 
 def elapsed(seconds: float) -> str:

@@ -1,49 +1,116 @@
-"""What came out, as a table for people."""
+"""What came out, as tables for people; as many columns as the terminal has room for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flows.summary import Summary
+from flows.summary import ArmRow, Summary
+
+# Blanks between two columns.
+GAP = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        name: its head; a new line where it may be folded.
+        cells: from top to bottom.
+        rank: where there is no room, the highest goes first.
+        justify: numbers to the right.
+    """
+
+    name: str
+    cells: list[str]
+    rank: int
+    justify: Literal["left", "right"] = "left"
+
+    @property
+    def width(self) -> int:
+        """In cells of the terminal."""
+        return max(map(cell_len, [*self.name.split("\n"), *self.cells]))
 
 
 def show(console: Console, summaries: Iterable[Summary]) -> None:
-    """Print the table of all arms, then each experiment's verdict and where its results are."""
-    summaries = list(summaries)
-    if not summaries:
-        return
-    console.print(_table(summaries))
-    for summary in summaries:
-        console.print()
-        # The verdict comes as Markdown: `arm` in backquotes.
-        verdict = Text(summary.verdict.replace("`", ""), style="bold")
-        console.print(verdict, soft_wrap=not console.is_terminal)
-        for name, value in _addresses(summary):
-            console.print(f"  {name:<9} {escape(value)}", highlight=False, soft_wrap=True)
+    """Print each experiment's table, its verdict and where its results are."""
+    for number, summary in enumerate(summaries):
+        if number:
+            console.print()
+        _show_one(console, summary)
     console.print()
 
 
-def _table(summaries: list[Summary]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("experiment")
-    table.add_column("arm")
-    table.add_column("test metric")
-    table.add_column("mean, interval", no_wrap=True)
-    for name in ("seeds", "epochs to target", "seconds to target"):
-        table.add_column(name, justify="right")
-    for summary in summaries:
-        for index, row in enumerate(summary.rows):
-            cells = (
-                summary.experiment if index == 0 else "", row.arm, summary.metric, row.score,
-                str(row.seeds), row.epochs, row.seconds,
-            )  # fmt: skip
-            table.add_row(*cells, style="bold green" if row.is_best else None)
+def _show_one(console: Console, summary: Summary) -> None:
+    title = Text(clean(summary.experiment), style="bold")
+    title.append(f"  {clean(summary.about)}", style="dim not bold")
+    console.print(title, soft_wrap=True)
+    columns = columns_of(summary)
+    shown = fitting(columns, console.width)
+    console.print(_table(shown, summary.rows))
+    missing = [column.name.replace("\n", " ") for column in columns if column not in shown]
+    if missing:
+        told = f"A wider terminal, or the report, also has: {', '.join(missing)}."
+        console.print(Text(told, style="dim"))
+    console.print()
+    # The verdict comes as Markdown: `arm` in back-ticks.
+    verdict = Text(clean(summary.verdict.replace("`", "")), style="bold")
+    console.print(verdict, soft_wrap=not console.is_terminal)
+    for name, value in _addresses(summary):
+        console.print(Text(f"  {name:<9} {clean(value)}"), soft_wrap=True)
+
+
+def columns_of(summary: Summary) -> list[Column]:
+    """All that the table could show, most important first in rank; what no arm has is left out."""
+    rows, reference = summary.rows, clean(summary.reference)
+    over = f"over {reference}" if reference != "-" else "over the reference"
+    columns = [
+        Column("arm", [clean(row.arm) for row in rows], 0),
+        Column(clean(summary.metric), [clean(row.score) for row in rows], 0),
+        Column(over, [clean(row.gain) for row in rows], 1),
+        Column("call", [clean(row.call) for row in rows], 2),
+        Column("epochs\nto target", [clean(row.epochs) for row in rows], 3, "right"),
+        Column("times\nsooner", [clean(row.sooner) for row in rows], 5, "right"),
+        Column("labels\nsaved", [clean(row.saved) for row in rows], 4, "right"),
+        Column("tuning\ntrials", [clean(row.trials) for row in rows], 6, "right"),
+    ]
+    return [column for column in columns if column.rank == 0 or set(column.cells) != {"-"}]
+
+
+def fitting(columns: list[Column], width: int) -> list[Column]:
+    """The columns there is room for, in their order; arm and score always."""
+    kept = list(columns)
+    while sum(column.width for column in kept) + GAP * (len(kept) - 1) > width:
+        last = max(kept, key=lambda column: column.rank)
+        if last.rank == 0:
+            break
+        kept.remove(last)
+    return kept
+
+
+def _table(columns: list[Column], rows: tuple[ArmRow, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for column in columns:
+        # Figures are never cut; names may be folded.
+        table.add_column(
+            Text(column.name), justify=column.justify, no_wrap=column.name != "arm", overflow="fold"
+        )
+    for at, row in enumerate(rows):
+        cells = [Text(column.cells[at]) for column in columns]
+        table.add_row(*cells, style="bold green" if row.is_best else None)
     return table
+
+
+def clean(text: str) -> str:
+    """Text without signs that would steer a terminal."""
+    return "".join(sign for sign in text if sign.isprintable())
 
 
 def _addresses(summary: Summary) -> list[tuple[str, str]]:

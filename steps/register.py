@@ -118,7 +118,11 @@ def read_winner(experiment: str, training: Training, settings: CompareSettings) 
     said = pd.read_parquet(
         artifacts.evaluation_dir(experiment) / "predictions.parquet",
         columns=["id", "probabilities"],
-        filters=[("arm", "==", training.arm), ("seed", "==", training.seed)],
+        filters=[
+            ("arm", "==", training.arm),
+            ("resample", "==", training.resample),
+            ("seed", "==", training.seed),
+        ],
     )
     test = test.merge(said, on="id", validate="one_to_one")
     if not len(test) == len(said) == (rows["split"] == "test").sum():
@@ -153,7 +157,7 @@ def _version(opened: Store, result: Result, winner: Winner, published: Published
         model=model,
         sha256=sha256,
         experiment_id=published.experiment_id,
-        run_id=published.trainings[training.arm, training.seed],
+        run_id=published.runs[training.name],
         tags=tags,
         description=f"{training.name}. {result.comparison['verdict']['text']}",
         scores=scores,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steps import artifacts
 
+# What a search leaves beside the trainings of its arm.
+TUNING = "tuning.json"
+
 
 @dataclass(frozen=True)
 class Training:
-    """One arm with one seed.
+    """One arm with one seed, on one part of the training pool.
 
     Attributes:
         arm: its name.
@@ -22,6 +25,8 @@ class Training:
         journal: `run.json`.
         history: the rows of `history.csv`, one an epoch.
         scores: its metrics on the test split.
+        resample: which part of the training pool; 1 is the experiment's own.
+        tuning: `tuning.json` of its arm; empty in a result that was made before there was one.
     """
 
     arm: str
@@ -30,11 +35,13 @@ class Training:
     journal: dict[str, Any]
     history: list[dict[str, float]]
     scores: dict[str, Any]
+    resample: int = 1
+    tuning: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return f"{self.arm} seed {self.seed}"
+        return name_of(self.arm, self.resample, self.seed)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Result:
         experiment: its name in params.yaml.
         identity: SHA-256 over the comparison and every journal; two results are one when it is the same.
         comparison: `comparison.json`.
-        trainings: every arm with every seed.
+        trainings: every arm with every seed, on every resample.
     """
 
     experiment: str
@@ -55,15 +62,31 @@ class Result:
 
     @property
     def winner(self) -> Training:
-        """The best seed of the best arm, which compare chose by validation."""
-        best = (self.comparison["best_arm"], self.comparison["best_seed"])
-        return next(training for training in self.trainings if (training.arm, training.seed) == best)
+        """The best run of the best arm, which compare chose by validation."""
+        found = self.comparison
+        name = name_of(found["best_arm"], found.get("best_resample", 1), found["best_seed"])
+        return next(training for training in self.trainings if training.name == name)
+
+    def of_arm(self, arm: str) -> dict[str, Any]:
+        """What the comparison says of an arm."""
+        return next(one for one in self.comparison["arms"] if one["arm"] == arm)
 
     def epochs_to_target(self, training: Training) -> int | None:
-        """The epochs a training took to the comparison's target; None where it never reached it."""
-        of_arm = next(arm for arm in self.comparison["arms"] if arm["arm"] == training.arm)
-        reached: int | None = of_arm["epochs_to_target_by_seed"][of_arm["seeds"].index(training.seed)]
-        return reached
+        """The epochs a training took to the comparison's target; None where it never reached it.
+
+        The comparison has one value a run, resample by resample, and names the seeds once or with each run.
+        """
+        found = self.of_arm(training.arm)
+        reached: list[int | None] = found["epochs_to_target_by_seed"]
+        seeds: list[int] = found["seeds"]
+        first = seeds.index(training.seed)
+        once = seeds.index(seeds[0], 1) if seeds[0] in seeds[1:] else len(seeds)
+        return reached[(training.resample - 1) * once + first]
+
+
+def name_of(arm: str, resample: int, seed: int) -> str:
+    """What people call a training."""
+    return f"{arm} seed {seed}" if resample == 1 else f"{arm} resample {resample} seed {seed}"
 
 
 def read(experiment: str) -> Result:
@@ -78,15 +101,15 @@ def read(experiment: str) -> Result:
         artifacts.evaluation_dir(experiment) / "scores.json", "python -m steps.evaluate"
     )
     trainings = tuple(
-        _training(experiment, arm, int(seed), found)
-        for arm, seeds in scores["arms"].items()
-        for seed, found in seeds.items()
+        _training(experiment, arm, run, found)
+        for arm, runs in scores["arms"].items()
+        for run, found in runs.items()
     )
     return Result(experiment, identity(experiment), comparison, trainings)
 
 
 def identity(experiment: str) -> str:
-    """SHA-256 over the comparison and every journal of a result, without reading more than these files.
+    """SHA-256 over the comparison and every journal, of searches too, without reading more than these files.
 
     Raises:
         UserError: there is no comparison yet.
@@ -94,17 +117,22 @@ def identity(experiment: str) -> str:
     comparison = artifacts.report_dir(experiment) / "comparison.json"
     artifacts.read_json(comparison, "python -m steps.compare")
     root = artifacts.arms_dir(experiment)
-    journals = sorted(root.glob("*/seed-*/run.json"))
+    journals = sorted([*root.glob("*/*seed-*/run.json"), *root.glob(f"*/{TUNING}")])
     parts = {str(path.relative_to(root)): artifacts.sha256_file(path) for path in journals}
     return artifacts.sha256_json(parts | {"comparison": artifacts.sha256_file(comparison)})
 
 
-def _training(experiment: str, arm: str, seed: int, scores: dict[str, Any]) -> Training:
-    folder = artifacts.seed_dir(experiment, arm, seed)
+def _training(experiment: str, arm: str, run: str, scores: dict[str, Any]) -> Training:
+    """A training by its name among the scores: `1` is seed 1, `2-1` is seed 1 of the second resample."""
+    before, _, seed = run.rpartition("-")
+    resample = int(before or 1)
+    folder = artifacts.seed_dir(experiment, arm, int(seed), resample)
     journal = artifacts.read_json(folder / "run.json", "python -m steps.train")
     with (folder / "history.csv").open(newline="") as stream:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
-    return Training(arm, seed, folder, journal, history, scores)
+    path = folder.parent / TUNING
+    tuning = artifacts.read_json(path, "python -m steps.train") if path.exists() else {}
+    return Training(arm, int(seed), folder, journal, history, scores, resample, tuning)
 
 
 def origin(experiment: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Bring a result to MLflow, once: a run for the comparison, and below it one for each arm and seed."""
+"""Bring a result to MLflow, once: a run for the comparison, and below it one for each training."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,13 @@ class Published:
     Attributes:
         experiment_id: MLflow's id of the experiment.
         run_id: of the comparison.
-        trainings: run id of each arm and seed.
+        runs: run id of each training, by the training's name.
         new: it was not there before, or not all of it.
     """
 
     experiment_id: str
     run_id: str
-    trainings: dict[tuple[str, int], str]
+    runs: dict[str, str]
     new: bool
 
 
@@ -52,15 +53,15 @@ def publish(opened: Store, result: Result) -> Published:
     parent = _parent(opened, experiment_id, result)
     children = _children(opened, experiment_id, parent.info.run_id)
     if parent.data.tags.get(COMPLETE) == "true":
-        ids = {training: run.info.run_id for training, run in children.items()}
+        ids = {name: run.info.run_id for name, run in children.items()}
         return Published(experiment_id, parent.info.run_id, ids, new=False)
     origin = journal.origin(result.experiment)
     ids = {}
     for training in result.trainings:
-        run = children.get((training.arm, training.seed)) or _create_child(opened, parent, training)
+        run = children.get(training.name) or _create_child(opened, parent, training)
         if run.data.tags.get(COMPLETE) != "true":
             _fill_child(opened, run, training, result, origin)
-        ids[training.arm, training.seed] = run.info.run_id
+        ids[training.name] = run.info.run_id
     _fill_parent(opened, parent, result, origin)
     return Published(experiment_id, parent.info.run_id, ids, new=True)
 
@@ -102,17 +103,24 @@ def _parent(opened: Store, experiment_id: str, result: Result) -> Run:
     )
 
 
-def _children(opened: Store, experiment_id: str, parent_id: str) -> dict[tuple[str, int], Run]:
-    found: dict[tuple[str, int], Run] = {}
+def _children(opened: Store, experiment_id: str, parent_id: str) -> dict[str, Run]:
+    """The runs of a comparison's trainings, by the training's name."""
+    found: dict[str, Run] = {}
     token: str | None = None
     while True:
         page = opened.client.search_runs(
             [experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'", page_token=token
         )
-        found |= {(run.data.tags["headstart.arm"], int(run.data.tags["headstart.seed"])): run for run in page}
+        found |= {_name_in(run.data.tags): run for run in page}
         token = page.token
         if not token:
             return found
+
+
+def _name_in(tags: dict[str, str]) -> str:
+    """A training's name; what was published before there were resamples is of the first."""
+    resample = int(tags.get("headstart.resample", 1))
+    return journal.name_of(tags["headstart.arm"], resample, int(tags["headstart.seed"]))
 
 
 def _create_child(opened: Store, parent: Run, training: Training) -> Run:
@@ -127,6 +135,7 @@ def _create_child(opened: Store, parent: Run, training: Training) -> Run:
             "headstart.kind": "training",
             "headstart.arm": training.arm,
             "headstart.seed": str(training.seed),
+            "headstart.resample": str(training.resample),
         },
     )
 
@@ -155,7 +164,10 @@ def _fill_child(opened: Store, run: Run, training: Training, result: Result, ori
 
 
 def settings(training: Training) -> dict[str, Any]:
-    """The parameters of a training, flat, so that two runs compare column by column."""
+    """The parameters of a training, flat, so that two runs compare column by column.
+
+    Beside the settings it was trained with stand what the search of its arm chose, and out of how many.
+    """
     found = training.journal["settings"]
     flat = {"arm": training.arm, **found["arm"], **found["model"], **found["training"]}
     flat |= {
@@ -169,7 +181,13 @@ def settings(training: Training) -> dict[str, Any]:
             "device",
         )
     }
-    del flat["seeds"]
+    flat["resample"] = training.resample
+    # The seeds are those of other runs too; the space is in the comparison.
+    for name in ("seeds", "search"):
+        flat.pop(name, None)
+    if training.tuning:
+        flat["tuning_trials"] = training.tuning["trials"]
+        flat |= {f"tuned/{key}": value for key, value in training.tuning["chosen"].items()}
     return {name: value for name, value in flat.items() if value is not None}
 
 
@@ -204,6 +222,9 @@ def finals(training: Training, result: Result, start: int) -> list[Metric]:
     reached = result.epochs_to_target(training)
     if reached is not None:
         values["epochs_to_target"] = reached
+    calibration = result.of_arm(training.arm).get("calibration")
+    if calibration is not None:
+        values["temperature"] = calibration["temperature"]
     end = start + int(found["seconds"] * 1000)
     return [Metric(name, float(value), end, 0) for name, value in values.items()]
 
@@ -212,27 +233,24 @@ def _fill_parent(opened: Store, run: Run, result: Result, origin: dict[str, str]
     from mlflow.entities import Metric, Param, RunTag
 
     client, run_id, found = opened.client, run.info.run_id, result.comparison
-    name, verdict = found["metric"]["name"], found["verdict"]
-    values = {f"test_{name}/{arm['arm']}": arm["mean"] for arm in found["arms"]}
-    values |= {f"seconds/{arm['arm']}": arm["seconds"] for arm in found["arms"]}
-    values |= {
-        key: verdict[key]
-        for key in ("difference", "ci_low", "ci_high", "convergence_speedup")
-        if key in verdict
-    }
+    values, verdict = evidence(found), found["verdict"]
     parameters = {
         "best_arm": found["best_arm"],
-        "metric": name,
+        "metric": found["metric"]["name"],
         "test_size": found["test_size"],
         "fine_tuning_helps": verdict["fine_tuning_helps"],
     }
     tags = origin | {
         "headstart.task": found["task"],
+        "headstart.verdict": verdict["text"],
+        "headstart.best_arm": found["best_arm"],
         "mlflow.note.content": note(result),
         "mlflow.source.name": f"headstart run {result.experiment}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": origin["headstart.git_commit"],
     }
+    if "call" in verdict:
+        tags["headstart.call"] = verdict["call"]
     start = run.info.start_time
     client.log_batch(
         run_id,
@@ -248,21 +266,74 @@ def _fill_parent(opened: Store, run: Run, result: Result, origin: dict[str, str]
     _finish(opened, run, int(time.time() * 1000))
 
 
+def evidence(found: dict[str, Any]) -> dict[str, Any]:
+    """What two comparisons are told apart by in MLflow, by name of the metric; some may be None.
+
+    Args:
+        found: a comparison; one of an earlier release has fewer.
+    """
+    name, verdict = found["metric"]["name"], found["verdict"]
+    values = {
+        key: verdict.get(key)
+        for key in ("difference", "ci_low", "ci_high", "p", "convergence_speedup", "labels_saved")
+    }
+    for arm in found["arms"]:
+        each = {
+            f"test_{name}": arm["mean"],
+            f"test_{name}_low": arm["ci_low"],
+            f"test_{name}_high": arm["ci_high"],
+            "improvement": (arm.get("improvement") or {}).get("value"),
+            "seconds": arm["seconds"],
+            "tuning_seconds": (arm.get("tuning") or {}).get("seconds"),
+        }
+        values |= {f"{key}/{arm['arm']}": value for key, value in each.items()}
+        if arm["arm"] == found["best_arm"] and arm.get("calibration"):
+            values["ece"] = arm["calibration"]["ece"]["value"]
+    return values
+
+
 def note(result: Result) -> str:
     """The result in a few lines of markdown, shown above the run in MLflow."""
     found = result.comparison
-    metric = found["metric"]["name"].replace("_", "-")
-    lines = [found["verdict"]["text"], "", f"| arm | test {metric} | interval | seeds |", "|---|---|---|---|"]
-    lines += [
-        f"| {arm['arm']} | {_told(arm['mean'])} | {_told(arm['ci_low'])} to {_told(arm['ci_high'])} "
-        f"| {len(arm['seeds'])} |"
-        for arm in found["arms"]
+    metric, reference = (
+        found["metric"]["name"].replace("_", "-"),
+        _cell(found.get("reference", "the reference")),
+    )
+    lines = [
+        found["verdict"]["text"],
+        "",
+        f"| arm | test {metric} | interval | over {reference} | interval | call | runs |",
+        "|---|---|---|---|---|---|---|",
     ]
+    for arm in found["arms"]:
+        gain = arm.get("improvement") or {}
+        cells = (
+            _cell(arm["arm"]),
+            _told(arm["mean"]),
+            _span(arm),
+            _told(gain.get("value"), "+"),
+            _span(gain, "+"),
+            _cell(gain.get("call", "-")),
+            len(arm["values"]),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def _told(value: object) -> str:
-    return f"{value:.3f}" if _is_number(value) else "-"
+def _cell(text: object) -> str:
+    """A name as a cell of a table takes it: on one line, no mark of its own."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def _span(found: dict[str, Any], sign: str = "") -> str:
+    """An interval, e.g. `0.750 to 0.850`."""
+    if not _is_number(found.get("ci_low")):
+        return "-"
+    return f"{_told(found['ci_low'], sign)} to {_told(found['ci_high'], sign)}"
+
+
+def _told(value: object, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" if _is_number(value) else "-"
 
 
 def _is_number(value: object) -> bool:

@@ -61,6 +61,21 @@ def test_in_a_terminal_each_stage_keeps_one_line() -> None:
     assert "Completed()" not in kept
 
 
+@pytest.mark.parametrize(
+    ("title", "text", "shown"),
+    [
+        ("train digits/full", "digits/full trial 2 of 4: rate 0.01", "trial 2 of 4: rate 0.01"),
+        ("train digits/full", "digits/full: the declared values stay", "the declared values stay"),
+        ("train digits/full", "digits/full_2 trial 2 of 4", "digits/full_2 trial 2 of 4"),
+        ("train digits/full", "digits/full", "digits/full"),
+        ("compare digits", "On digits with 100 labels", "On digits with 100 labels"),
+        ("resolve", "3 files", "3 files"),
+    ],
+)
+def test_what_the_title_says_is_not_said_twice(title: str, text: str, shown: str) -> None:
+    assert display.beside(title, text) == shown
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (42, "42 s"), (61, "1 min 1 s")])
 def test_elapsed(seconds: float, text: str) -> None:
     assert display.elapsed(seconds) == text

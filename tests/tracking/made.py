@@ -88,6 +88,7 @@ def settings(name: str, task: str) -> Params:
                     "model": {"pretrained": "toy", "image_size": 32, "max_tokens": 16},
                     "validation": {"min_per_class": 2, "max_pixels": 1_000_000},
                     "training": {"epochs": 2, "batch_size": 8, "seeds": [1, 2]},
+                    "tuning": {"trials": 1},
                 }
             },
             "arms": {
@@ -197,50 +198,68 @@ def write_data(name: str, task: str, per_class: int) -> None:
 def write_report(name: str, task: str, best_arm: str) -> None:
     """A comparison in the public form, its numbers from the real scores and the rest made up."""
     scores = json.loads((artifacts.evaluation_dir(name) / "scores.json").read_text())
-    arms = []
-    for arm, seeds in scores["arms"].items():
-        values = [seeds[seed]["accuracy"] for seed in sorted(seeds)]
-        mean = float(np.mean(values))
-        arms.append(
-            {
-                "arm": arm,
-                "seeds": [int(seed) for seed in sorted(seeds)],
-                "values": values,
-                "mean": mean,
-                "ci_low": mean - 0.1,
-                "ci_high": min(1.0, mean + 0.1),
-                "train_labels": 9,
-                "epochs": 2,
-                "epochs_to_target": 2,
-                "epochs_to_target_by_seed": [2, None],
-                "seconds": 0.1,
-            }
-        )
+    arms = [_of_arm(name, arm, runs) for arm, runs in scores["arms"].items()]
     folder = artifacts.report_dir(name)
     artifacts.write_json(
         folder / "comparison.json",
         {
+            "schema": 2,
             "experiment": name,
             "task": task,
             "metric": {"name": "accuracy", "higher_is_better": True},
             "test_size": scores["test_size"],
+            "seeds": [1, 2],
+            "resamples": 1,
+            "reference": "scratch",
             "arms": arms,
             "target": 0.5,
             "best_arm": best_arm,
             "best_seed": 2,
+            "best_resample": 1,
             "verdict": {
                 "fine_tuning_helps": "undecided",
+                "call": "undecided",
                 "difference": 0.0,
                 "ci_low": -0.1,
                 "ci_high": 0.1,
+                "p": 0.9,
                 "convergence_speedup": None,
+                "labels_saved": 12.0,
                 "text": "A made-up verdict over made-up data.",
             },
         },
     )
+    (folder / "tables").mkdir(exist_ok=True)
+    (folder / "tables/arms.csv").write_text("arm,mean\n")
     (folder / "model_card.md").write_text("# A toy\n")
     (folder / "report.html").write_text("<p>A toy.</p>")
     Image.new("RGB", (8, 8)).save(folder / "learning_curves.png")
+
+
+def _of_arm(name: str, arm: str, runs: dict[str, Any]) -> dict[str, Any]:
+    """What the comparison says of an arm."""
+    values = [runs[run]["accuracy"] for run in sorted(runs)]
+    mean = float(np.mean(values))
+    gain = {"value": 0.0, "ci_low": -0.1, "ci_high": 0.1, "p": 0.9, "p_holm": 1.0, "call": "undecided"}
+    iv = {"value": 0.125, "ci_low": 0.1, "ci_high": 0.2}
+    tuning = json.loads((artifacts.arms_dir(name) / arm / "tuning.json").read_text())
+    return {
+        "arm": arm,
+        "seeds": [1, 2],
+        "values": values,
+        "mean": mean,
+        "ci_low": mean - 0.1,
+        "ci_high": min(1.0, mean + 0.1),
+        "improvement": None if arm == "scratch" else gain,
+        "train_labels": 9,
+        "epochs": 2,
+        "epochs_to_target": 2,
+        "epochs_to_target_by_seed": [2, None],
+        "seconds": 0.1,
+        "speedup": None,
+        "calibration": {"ece": iv, "temperature": 1.5, "ece_scaled": iv, "bins": []},
+        "tuning": tuning,
+    }
 
 
 def test_rows(name: str) -> pd.DataFrame:
