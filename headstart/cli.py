@@ -129,6 +129,30 @@ def lr(experiment: ExperimentName, arm: ArmName) -> None:
 
 
 @app.command()
+def rank(experiment: ExperimentName) -> None:
+    """Weigh pretrained backbones for an experiment's data, before any training."""
+    enter_clone()
+    from flows import lock
+    from flows.stages import Stages
+    from steps import artifacts, params
+    from steps.settings import suggest
+
+    checked = params.load(artifacts.PARAMS_FILE)
+    if experiment not in checked.experiments:
+        raise UserError(f"there is no experiment {experiment!r}{suggest(experiment, checked.experiments)}")
+    settings = checked.experiments[experiment]
+    backbones = dict.fromkeys((settings.model.pretrained, *settings.candidates))
+    console, stages = _console(), Stages()
+    data = [f"{step}@{experiment}" for step in ("ingest", "validate", "split")]
+    with lock.one_run():
+        for stage in ["resolve", *data, *(f"fetch@{slug}" for slug in backbones)]:
+            outcome = stages.run(stage, lambda line: None)
+            if outcome.how == "ran":
+                console.out(f"{stage}: {outcome.last_line}", highlight=False)
+    raise typer.Exit(_step("rank", experiment))
+
+
+@app.command()
 def publish(experiments: Experiments = None) -> None:
     """Bring to MLflow what it does not have yet: runs, curves, and the registered model."""
     enter_clone()

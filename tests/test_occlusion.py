@@ -14,11 +14,10 @@ def counting(texts: list[str]) -> NDArray[np.float32]:
 
 
 def test_each_word_gets_what_leaving_it_out_takes_away() -> None:
-    found = occlusion.weights(["yes no no", "no yes"], [1, 0], [3, 2], counting)
-    assert found[0] == [
-        ("yes", pytest.approx(1 / 3 - 0)), ("no", pytest.approx(1 / 3 - 1 / 2)), ("no", pytest.approx(-1 / 6)),
-    ]  # fmt: skip
-    assert found[1] == [("no", pytest.approx(0.5 - 0)), ("yes", pytest.approx(0.5 - 1))]
+    first, second = occlusion.weights(["yes no no", "no yes"], [1, 0], [3, 2], counting)
+    assert [word for word, _ in first] == ["yes", "no", "no"]
+    assert [weight for _, weight in first] == pytest.approx([1 / 3, 1 / 3 - 1 / 2, 1 / 3 - 1 / 2])
+    assert [weight for _, weight in second] == pytest.approx([0.5 - 0, 0.5 - 1])
 
 
 def test_words_beyond_what_is_read_are_left_out() -> None:

@@ -3,11 +3,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from flows.stages import Outcome
 from headstart import __version__, cli
+from steps.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the first line of output may not wait for.
@@ -118,6 +123,63 @@ def test_commands_about_an_arm_run_their_step_from_the_root_and_hand_on_the_exit
     assert called == [(clone, (step, "digits", "full"))]
     assert call(monkeypatch, command, "digits") == 2
     assert len(called) == 1
+
+
+@dataclass
+class Stages:
+    """Stands in for those of DVC: keeps what is asked for, of which some has to run."""
+
+    asked: list[str] = field(default_factory=list)
+    fails: str | None = None
+
+    def run(self, stage: str, tell: Callable[[str], None]) -> Outcome:
+        self.asked.append(stage)
+        if stage == self.fails:
+            raise UserError(f"{stage}: it is broken")
+        tell("a line in between")
+        return Outcome(stage, "ran" if stage.startswith("fetch") else "unchanged", 0.1, "all tensors checked")
+
+
+def test_rank_brings_data_and_backbones_up_to_date_first(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages, called = Stages(), list[tuple[str, ...]]()
+
+    def step(*arguments: str) -> int:
+        called.append(arguments)
+        return 2
+
+    monkeypatch.setattr("flows.stages.Stages", lambda: stages)
+    monkeypatch.setattr(cli, "_step", step)
+    yaml = YAML()
+    settings = yaml.load(clone / "params.yaml")
+    slug = settings["experiments"]["digits"]["model"]["pretrained"]
+    settings["pretrained"]["extra"] = dict(settings["pretrained"][slug])
+    # A candidate named twice, or the model's own, is fetched once.
+    settings["experiments"]["digits"]["candidates"] = ["extra", slug, "extra"]
+    yaml.dump(settings, clone / "params.yaml")
+    monkeypatch.chdir(clone / "below")
+    assert call(monkeypatch, "rank", "digits") == 2
+    data = ["ingest@digits", "validate@digits", "split@digits"]
+    assert stages.asked == ["resolve", *data, f"fetch@{slug}", "fetch@extra"]
+    assert called == [("rank", "digits")]
+    assert capsys.readouterr().out.splitlines() == [
+        f"fetch@{slug}: all tensors checked", "fetch@extra: all tensors checked",
+    ]  # fmt: skip
+
+
+def test_rank_stops_at_the_first_thing_that_is_wrong(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = Stages(fails="validate@digits")
+    monkeypatch.setattr("flows.stages.Stages", lambda: stages)
+    monkeypatch.setattr(cli, "_step", lambda *arguments: pytest.fail("nothing is left to be ranked"))
+    assert call(monkeypatch, "rank", "digit") == 2
+    assert "there is no experiment 'digit'; did you mean 'digits'?" in capsys.readouterr().err
+    assert stages.asked == []
+    assert call(monkeypatch, "rank", "digits") == 2
+    assert "validate@digits: it is broken" in capsys.readouterr().err
+    assert stages.asked[-1] == "validate@digits"
 
 
 def test_publish_goes_through_all_and_gives_the_worst_exit_code(
