@@ -60,7 +60,9 @@ lock: install  ## resolve the dependencies anew into requirements.lock
 		--python-version 3.11 --output-file requirements.lock
 
 clean:  ## remove what the pipeline made; data of yours, DVC's cache and the registry stay
-	rm -rf data work reports .headstart
+	rm -rf data work reports
+	# The ledger of looks at test splits and the history of results are not to be made again.
+	find .headstart -mindepth 1 -maxdepth 1 ! -name ledger ! -name history -exec rm -rf {} + 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import trials
-from steps import artifacts, data, evidence, params
+from steps import artifacts, data, evidence, ledger, params
 from steps.arms import PRESETS
 from steps.evidence import Answers, Crossed
 from steps.params import Arm, Params
@@ -99,6 +99,8 @@ def run(
             "trained": done.trained,
             "best_epoch": done.fitted.best_epoch,
         }
+        tested = ledger.test_sha256(job.part("test"))
+        ledger.record(experiment, tested, [f"techniques/{path.stem}"])
         np.savez(path, probabilities=trials.test_probabilities(job, done.network), cost=json.dumps(cost))
         print(f"{experiment} {technique} seed {seed}: {cost}", flush=True)
     with np.load(path) as kept:

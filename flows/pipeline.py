@@ -73,9 +73,11 @@ def one_experiment(stages: Stages, name: str, checked: Params) -> Iterator[Outco
     yield tasks.split(stages, name)
     yield tasks.fetch(stages, checked.experiments[name].model.pretrained)
     yield tasks.embed(stages, name)
+    yield tasks.baseline(stages, name)
     for arm in checked.arms:
         yield tasks.train(stages, f"{name}/{arm}")
     yield tasks.evaluate(stages, name)
+    yield tasks.curve(stages, name)
     yield tasks.compare(stages, name)
     yield tasks.register(stages, name)
 

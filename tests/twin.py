@@ -150,6 +150,8 @@ def params(pins: dict[str, str]) -> dict[str, Any]:
                 "model": {"pretrained": "toy-vision", "image_size": 32},
                 "split": split,
                 "training": training,
+                "tuning": {"trials": 2},
+                "curve": {"labels": [9], "arms": ["scratch", "full"]},
             },
             "topics": {
                 "task": "text-classification",
@@ -157,6 +159,7 @@ def params(pins: dict[str, str]) -> dict[str, Any]:
                 "model": {"pretrained": "toy-text", "max_tokens": 16},
                 "split": split,
                 "training": training,
+                "tuning": {"trials": 1},
             },
         },
         "arms": {

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "timm", "mlflow", "great_expectations", "pandas", "sklearn")
 
 STEPS = (
-    "ingest@{0} validate@{0} split@{0} fetch@{1} embed@{0} train@{0}-scratch train@{0}-frozen train@{0}-full "
-    "evaluate@{0} compare@{0} register@{0}"
+    "ingest@{0} validate@{0} split@{0} fetch@{1} embed@{0} baseline@{0} train@{0}-scratch train@{0}-frozen "
+    "train@{0}-full evaluate@{0} curve@{0} compare@{0} register@{0}"
 )
 
 
