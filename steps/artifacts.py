@@ -130,11 +130,6 @@ def ledger_file(experiment: str) -> Path:
     return Path(".headstart/ledger") / f"{experiment}.jsonl"
 
 
-def history_file(experiment: str) -> Path:
-    """One line for every result the experiment had; only ever added to."""
-    return Path(".headstart/history") / f"{experiment}.jsonl"
-
-
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder that takes the place of `target` when the block ends well.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
-from steps import artifacts, metrics
+from steps import artifacts, data, metrics
 from steps.params import (
     Arm,
     CompareSettings,
@@ -34,6 +35,8 @@ class Made:
         labels: the classes.
         items: test items.
         pace: by arm, epochs after which two thirds of the skill are there.
+        budgets: label budgets beside the experiment's own 100; each halving takes some of the skill.
+        texts: samples are texts, not images.
     """
 
     experiment: str = "made-up"
@@ -48,6 +51,9 @@ class Made:
     pace: dict[str, float] = field(default_factory=dict)
     stopped_after: dict[tuple[str, int], int] = field(default_factory=dict)
     missing_class: bool = False
+    resamples: int = 1
+    budgets: tuple[int, ...] = ()
+    texts: bool = False
     random: int = 0
 
 
@@ -62,32 +68,155 @@ def make(made: Made) -> None:
     """Write all that compare reads into the working directory."""
     rng = np.random.default_rng(made.random)
     arms = {name: ARMS.get(name, ARMS["full"]) for name in made.skill}
-    evaluation = Evaluation(metric=made.metric, confidence=made.confidence, reference=made.reference)
-    model = Model(pretrained="toy")
-    training = Training(epochs=made.epochs, seeds=made.seeds)
-    settings = CompareSettings(
-        task="image-classification", model=model, training=training, evaluation=evaluation, arms=arms
+    settings = settings_of(made, arms)
+    write_settings(made, settings)
+    write_samples(made)
+    truth = rng.integers(0, len(made.labels) - made.missing_class, made.items)
+    # The one class that must be there for the sake of its name in the validation split.
+    checked = np.arange(2 * len(made.labels)) % len(made.labels)
+    hardness = rng.normal(size=made.items)
+    tested, validated = [], []
+    for arm, skill in made.skill.items():
+        for resample, seed in runs_of(made):
+            own = skill + 0.15 * rng.normal()
+            probabilities = predict(rng, truth, hardness, own, len(made.labels))
+            tested.append(rows(made, arm, seed, truth, probabilities, resample))
+            said = predict(rng, checked, np.zeros(len(checked)), own, len(made.labels))
+            validated.append(rows(made, arm, seed, checked, said, resample, "validation"))
+            chosen = TrainSettings(
+                task=settings.task, model=settings.model, training=settings.training, arm=arms[arm]
+            )
+            train(made, rng, arm, seed, skill, chosen, resample)
+        artifacts.write_json(artifacts.arms_dir(made.experiment) / arm / "tuning.json", TUNING)
+    folder = artifacts.evaluation_dir(made.experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.concat(tested, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
+    pd.concat(validated, ignore_index=True).to_parquet(folder / "validation.parquet", index=False)
+    write_the_rest_of_evaluation(made, tested[-1])
+    write_baseline(made, rng, truth, hardness)
+    write_curve(made, rng, truth, hardness)
+
+
+def settings_of(made: Made, arms: dict[str, Arm]) -> CompareSettings:
+    """The settings of compare."""
+    return CompareSettings(
+        task="text-classification" if made.texts else "image-classification",
+        model=Model(pretrained="toy"),
+        training=Training(epochs=made.epochs, seeds=made.seeds, resamples=made.resamples),
+        evaluation=Evaluation(metric=made.metric, confidence=made.confidence, reference=made.reference),
+        arms=arms,
     )
+
+
+def write_settings(made: Made, settings: CompareSettings) -> None:
+    """What resolve, fetch and validate write."""
     write = artifacts.write_json
     write(artifacts.settings_file(made.experiment, "compare"), settings.model_dump(mode="json"))
-    data = PackageData(source="package", dataset="digits", path="requirements.lock")
-    ingest = IngestSettings(task="image-classification", data=data)
+    dataset: Literal["bbc-news", "digits"] = "bbc-news" if made.texts else "digits"
+    raw = PackageData(source="package", dataset=dataset, path="requirements.lock")
+    ingest = IngestSettings(task=settings.task, data=raw)
     write(artifacts.settings_file(made.experiment, "ingest"), ingest.model_dump(mode="json"))
     write(artifacts.pretrained_dir("toy") / "provenance.json", PROVENANCE)
     write(artifacts.validation_dir(made.experiment) / "validation.json", validation(made))
-    truth = rng.integers(0, len(made.labels) - made.missing_class, made.items)
-    hardness = rng.normal(size=made.items)
-    frames = []
-    for arm, skill in made.skill.items():
-        for seed in made.seeds:
-            probabilities = predict(rng, truth, hardness, skill + 0.15 * rng.normal(), len(made.labels))
-            frames.append(rows(made, arm, seed, truth, probabilities))
-            chosen = TrainSettings(task="image-classification", model=model, training=training, arm=arms[arm])
-            train(made, rng, arm, seed, skill, chosen)
+    Path("requirements.lock").write_text("nothing==1.0\n")
+
+
+def runs_of(made: Made) -> list[tuple[int, int]]:
+    """Resample and seed of every run."""
+    return [(resample, seed) for resample in range(1, made.resamples + 1) for seed in made.seeds]
+
+
+def write_samples(made: Made) -> None:
+    """The accepted samples of test, validation and train, and a picture that all of them share."""
+    counts = {"test": made.items, "validation": 2 * len(made.labels), "train": len(made.labels)}
+    names = [(item_id(at, split), split) for split, count in counts.items() for at in range(count)]
+    picture = artifacts.data_dir(made.experiment) / "images/one.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "steelblue").save(picture)
+    accepted = pd.DataFrame(
+        {
+            "id": [name for name, _ in names],
+            "path": None if made.texts else "images/one.png",
+            "text": [f"text {name} " * (1 + at % 7) for at, (name, _) in enumerate(names)]
+            if made.texts
+            else None,
+            "label": [made.labels[at % len(made.labels)] for at in range(len(names))],
+            "sha256": [_hash(name) for name, _ in names],
+            "size": [100 + at % 50 for at in range(len(names))],
+            "split": None,
+            "group": None,
+            "near_duplicate_of": [names[0][0] if at == 1 else None for at in range(len(names))],
+        }
+    )
+    folder = artifacts.validation_dir(made.experiment)
+    data.write_table(accepted, folder / "accepted.parquet")
+    split = pd.DataFrame({"id": accepted["id"], "split": [split for _, split in names]})
+    data.write_table(split, artifacts.split_file(made.experiment))
+
+
+def write_the_rest_of_evaluation(made: Made, last: pd.DataFrame) -> None:
+    """What evaluate writes beside the predictions."""
     folder = artifacts.evaluation_dir(made.experiment)
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.concat(frames, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
+    write = artifacts.write_json
     write(folder / "scores.json", {"classes": made.labels, "test_size": made.items, "arms": {}})
+    looks = {"test_sha256": _hash("test"), "scored": 9, "models": 9, "this_result": 9}
+    write(folder / "looks.json", looks)
+    wrong = last[last["label"] != last["predicted"]].head(3)
+    mistakes = wrong.drop(columns="probabilities").assign(confidence=0.9, tokens="[]")
+    mistakes.to_parquet(folder / "mistakes.parquet", index=False)
+
+
+def write_baseline(
+    made: Made, rng: np.random.Generator, truth: NDArray[np.int64], hardness: NDArray[np.float64]
+) -> None:
+    """What baseline writes."""
+    folder = artifacts.baseline_dir(made.experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    skills = {"majority": -9.0, "features_logistic": 1.5, "random_logistic": 2.0}
+    frames = []
+    for name, skill in skills.items():
+        said = rows(made, name, 0, truth, predict(rng, truth, hardness, skill, len(made.labels)))
+        frames.append(said.rename(columns={"arm": "baseline"}).drop(columns=["seed", "resample"]))
+    pd.concat(frames, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
+    ranked: dict[str, Any] = {"logme": 0.1, "h_score": 2.0, "nleep": -1.0}
+    ranked |= {"probe": {"value": 0.8, "ci_low": 0.7, "ci_high": 0.9}}
+    told = {
+        "baselines": [{"name": name, "about": f"{name}, told", "chosen": {}} for name in skills],
+        "ranking": [
+            {"name": name, "about": f"{name} features", **ranked} for name in ("pretrained", "random")
+        ],
+    }  # fmt: skip
+    artifacts.write_json(folder / "baseline.json", told)
+    names = [item_id(at) for at in range(made.items)] + [item_id(0, "train")]
+    places = pd.DataFrame({"id": names, "x": rng.normal(size=len(names)), "y": rng.normal(size=len(names))})
+    places.to_parquet(folder / "map.parquet", index=False)
+    suspect = {"id": item_id(0, "train"), "split": "train", "label": made.labels[0]}
+    suspects = pd.DataFrame([{**suspect, "suggested": made.labels[-1], "confidence": 0.93}])
+    suspects.to_parquet(folder / "suspects.parquet", index=False)
+
+
+def write_curve(
+    made: Made, rng: np.random.Generator, truth: NDArray[np.int64], hardness: NDArray[np.float64]
+) -> None:
+    """What curve writes."""
+    folder = artifacts.curve_dir(made.experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    points, frames = [], []
+    for labels in made.budgets:
+        for arm, skill in made.skill.items():
+            for seed in made.seeds:
+                points.append({"arm": arm, "labels": labels, "seed": seed})
+                own = skill + 0.8 * np.log2(labels / 100) + 0.15 * rng.normal()
+                said = rows(made, arm, seed, truth, predict(rng, truth, hardness, own, len(made.labels)))
+                frames.append(said.assign(labels=labels).drop(columns="resample"))
+    artifacts.write_json(folder / "points.json", points)
+    if frames:
+        pd.concat(frames, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
+
+
+def item_id(at: int, split: str = "test") -> str:
+    """The id of a made-up sample."""
+    return f"item-{at:04d}" if split == "test" else f"{split}-{at:04d}"
 
 
 def predict(
@@ -105,14 +234,21 @@ def predict(
 
 
 def rows(
-    made: Made, arm: str, seed: int, truth: NDArray[np.int64], probabilities: NDArray[np.float32]
+    made: Made,
+    arm: str,
+    seed: int,
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    resample: int = 1,
+    split: str = "test",
 ) -> pd.DataFrame:
     """Rows of predictions.parquet."""
     labels = np.asarray(made.labels, dtype=object)
     return pd.DataFrame(
         {
-            "id": [f"item-{at:04d}" for at in range(len(truth))],
+            "id": [item_id(at, split) for at in range(len(truth))],
             "arm": arm,
+            "resample": resample,
             "seed": seed,
             "label": labels[truth],
             "predicted": labels[probabilities.argmax(axis=1)],
@@ -122,7 +258,13 @@ def rows(
 
 
 def train(
-    made: Made, rng: np.random.Generator, arm: str, seed: int, skill: float, settings: TrainSettings
+    made: Made,
+    rng: np.random.Generator,
+    arm: str,
+    seed: int,
+    skill: float,
+    settings: TrainSettings,
+    resample: int = 1,
 ) -> None:
     """Write a history and a journal."""
     epochs = made.stopped_after.get((arm, seed), made.epochs)
@@ -142,7 +284,7 @@ def train(
             "validation_macro_f1": (accuracy - 0.01).clip(0),
         }
     )
-    folder = artifacts.seed_dir(made.experiment, arm, seed)
+    folder = artifacts.seed_dir(made.experiment, arm, seed, resample)
     folder.mkdir(parents=True, exist_ok=True)
     history.to_csv(folder / "history.csv", index=False)
     kept = history.iloc[int(history["validation_log_loss"].to_numpy().argmin())]
@@ -155,10 +297,11 @@ def train(
             "task": settings.task,
             "arm": arm,
             "seed": seed,
+            "resample": resample,
             "start": arm_settings.start,
             "tune": arm_settings.tune,
             "classes": made.labels,
-            "weights_sha256": _hash(made.experiment, arm, seed),
+            "weights_sha256": _hash(made.experiment, arm, resample, seed),
             "parameters": 3_400_000,
             "trainable_parameters": 12_810 if arm_settings.tune == "head" else 3_400_000,
             "frozen": {
@@ -177,7 +320,7 @@ def train(
             "threads": 2,
             "torch": "2.14.1",
             "settings": settings.model_dump(mode="json"),
-            "data_sha256": _hash(made.experiment, "data"),
+            "data_sha256": _hash(made.experiment, "data", resample),
             "pretrained_sha256": _hash("pretrained"),
         },
     )
@@ -222,6 +365,26 @@ PROVENANCE = {
     "tensors": 296,
     "parameters": 3_387_190,
 }
+
+
+TUNING: dict[str, Any] = {
+    "trials": 2,
+    "failed": 0,
+    "steps": 200,
+    "seconds": 12.5,
+    "objective": "validation log_loss",
+    "sampler": "declared values, then a scrambled Sobol sequence",
+    "seed": 101,
+    "space": {"learning_rate": [0.001, 0.1]},
+    "scale": {"learning_rate": "log"},
+    "declared": {"learning_rate": 0.01},
+    "chosen": {"learning_rate": 0.02},
+    "history": [
+        {"values": {"learning_rate": rate}, "log_loss": loss, "epochs": 20, "steps": 100, "seconds": 6.25,
+         "failed": None}
+        for rate, loss in ((0.01, 0.9), (0.02, 0.8))
+    ],
+}  # fmt: skip
 
 
 def _hash(*parts: object) -> str:

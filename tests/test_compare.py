@@ -4,17 +4,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from steps import artifacts, compare
+from steps import artifacts, compare, exhibits, results, weighing
 from steps.errors import HeadstartError, TrainingError, UserError
 from steps.params import Metric
 from steps.report import pages
 from tests import evaluated
 from tests.evaluated import Made
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -36,19 +39,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def weigh(made: Made) -> dict[str, Any]:
     evaluated.make(made)
-    return compare.weigh(compare.read(made.experiment))
+    return weighed(made.experiment)
+
+
+def weighed(experiment: str) -> dict[str, Any]:
+    found, samples = results.read(experiment), exhibits.Samples(experiment)
+    facts = exhibits.facts(samples, found.crossed.ids)
+    return weighing.weigh(found, facts, {"near_duplicates": 0, "suspects": 0})
 
 
 def test_everything_is_written(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = whole
-    assert sorted(path.name for path in (folder / "reports/made-up").iterdir()) == [
-        "comparison.json",
-        "confusion.png",
-        "curves.csv",
-        "learning_curves.png",
-        "model_card.md",
-        "report.html",
-    ]
+    report = folder / "reports/made-up"
+    assert sorted(path.name for path in report.iterdir()) == [
+        "comparison.json", "curves.csv", "model_card.md", "plots", "report.html", "tables",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (report / "plots").iterdir()) == [
+        "confusion.png", "differences.png", "learning_curves.png",
+    ]  # fmt: skip
+    assert {"arms.csv", "pairs.csv", "per_class.csv"} <= {path.name for path in (report / "tables").iterdir()}
     assert "made-up/report.html" in (folder / "reports/index.html").read_text("utf-8")
 
 
@@ -94,8 +103,28 @@ def test_classes_agree_with_scikit_learn(whole: tuple[Path, dict[str, Any]]) -> 
         for _, one in rows.groupby("seed")
     ]
     expected = np.mean(each, axis=0)
-    table = [[one[name] for one in found["per_class"]] for name in ("precision", "recall", "f1", "support")]
+    table = [[one[name]["value"] for one in found["per_class"]] for name in ("precision", "recall", "f1")]
+    table.append([one["support"] for one in found["per_class"]])
     np.testing.assert_allclose(table, expected)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Made(items=40, budgets=(50, 200)),
+        Made(items=5, seeds=(1,)),
+        Made(items=60, resamples=2, seeds=(1, 2)),
+        Made(items=60, metric="log_loss", skill={"scratch": 3.0, "full": 1.0}),
+        Made(items=60, texts=True, skill={"scratch": 2.0}),
+    ],
+    ids=["curve", "five items", "resamples", "log-loss", "texts alone"],
+)
+def test_the_result_is_as_its_schema_says(clone: Path, made: Made) -> None:
+    schema = json.loads((ROOT / "docs/comparison.schema.json").read_text("utf-8"))
+    evaluated.make(made)
+    compare.compare("made-up")
+    found = json.loads((clone / "reports/made-up/comparison.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
 
 
 def test_the_target_is_what_scratch_reached(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -115,18 +144,19 @@ def test_the_target_is_what_scratch_reached(whole: tuple[Path, dict[str, Any]]) 
 
 def test_the_same_inputs_give_the_same_bytes(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = whole
-    before = {path.name: path.read_bytes() for path in (folder / "reports/made-up").iterdir()}
+    report = folder / "reports/made-up"
+    before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
     code = "import sys; from steps import compare; compare.compare('made-up')"
     environment = {"PYTHONPATH": str(Path(compare.__file__).parents[1]), "PYTHONHASHSEED": "7", "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment, cwd=folder)
-    after = {path.name: path.read_bytes() for path in (folder / "reports/made-up").iterdir()}
+    after = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
     assert {name for name in before if before[name] != after.get(name)} == set()
 
 
 def test_curves_are_one_long_table(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = whole
     table = pd.read_csv(folder / "reports/made-up/curves.csv")
-    assert list(table.columns[:3]) == ["arm", "seed", "epoch"]
+    assert list(table.columns[:3]) == ["arm", "seed", "resample"]
     assert {"validation_accuracy", "validation_macro_f1", "validation_log_loss"} <= set(table)
     assert len(table) == 9 * 20 - 8
 
@@ -139,7 +169,7 @@ def test_the_choice_uses_validation_and_never_the_test(clone: Path) -> None:
         journal = json.loads(path.read_text("utf-8"))
         journal["best"]["validation_accuracy"] = 0.3
         artifacts.write_json(path, journal)
-    found = compare.weigh(compare.read("made-up"))
+    found = weighed("made-up")
     assert max(found["arms"], key=lambda arm: arm["mean"])["arm"] == "frozen"
     assert (found["best_arm"], found["verdict"]["arm"]) == ("full", "full")
 
@@ -148,7 +178,7 @@ def test_scratch_can_be_the_best_arm_and_the_verdict_still_judges_a_pretrained_o
     found = weigh(Made(skill={"scratch": 4.0, "frozen": 0.5}, items=300))
     assert found["best_arm"] == "scratch"
     assert found["verdict"]["arm"] == "frozen"
-    assert found["verdict"]["fine_tuning_helps"] is False
+    assert (found["verdict"]["call"], found["verdict"]["fine_tuning_helps"]) == ("hurts", False)
 
 
 def test_an_experiment_without_a_pretrained_arm(clone: Path) -> None:
@@ -184,6 +214,85 @@ def test_five_test_items_still_make_a_whole_report(clone: Path) -> None:
     evaluated.make(Made(items=5))
     compare.compare("made-up")
     assert (clone / "reports/made-up/report.html").exists()
+
+
+def test_label_budgets_give_curves_and_the_labels_saved(clone: Path) -> None:
+    found = weigh(Made(skill={"scratch": 1.0, "full": 2.6}, budgets=(25, 50, 200, 400), items=300))
+    efficiency = found["efficiency"]
+    assert efficiency["labels"] == [25, 50, 100, 200, 400]
+    for of_arm in efficiency["arms"]:
+        own = next(point for point in of_arm["points"] if point["labels"] == 100)
+        arm = next(one for one in found["arms"] if one["arm"] == of_arm["arm"])
+        assert own["values"] == arm["values"]
+        assert (own["mean"], own["ci_low"], own["ci_high"]) == (arm["mean"], arm["ci_low"], arm["ci_high"])
+        assert of_arm["points"][0]["mean"] < of_arm["points"][-1]["mean"]
+    (saved,) = efficiency["saved"]
+    assert saved["arm"] == "full"
+    # The skill that full has more, 1.6, is two doublings of the labels: 400 in place of 100.
+    assert saved["labels"] == pytest.approx(300, abs=120) or saved["more_than"]
+    assert found["verdict"]["labels_saved"] == saved["labels"]
+    assert "saves" in found["verdict"]["text"]
+
+
+def test_without_budgets_there_is_no_curve(clone: Path) -> None:
+    found = weigh(Made(items=60))
+    assert found["efficiency"] is None
+    assert found["verdict"]["labels_saved"] is None
+
+
+def test_resamples_are_the_independent_draws(clone: Path) -> None:
+    found = weigh(Made(seeds=(1, 2), resamples=3, items=120))
+    assert found["resamples"] == 3
+    for arm in found["arms"]:
+        assert len(arm["values"]) == len(arm["epochs"]) == len(arm["epochs_to_target_by_seed"]) == 6
+    assert set(found["provenance"]["weights_sha256"]["full"]) == {"1", "2", "2-1", "2-2", "3-1", "3-2"}
+    assert found["best_resample"] in (1, 2, 3)
+
+
+def test_baselines_stand_beside_the_arms_on_the_same_items(clone: Path) -> None:
+    evaluated.make(Made(items=200))
+    found = weighed("made-up")
+    frame = pd.read_parquet(artifacts.baseline_dir("made-up") / "predictions.parquet")
+    for one in found["baselines"]:
+        rows = frame[frame["baseline"] == one["name"]]
+        assert one["mean"] == pytest.approx(accuracy_score(rows["label"], rows["predicted"]))
+        scratch = found["arms"][0]["mean"]
+        assert one["improvement"]["value"] == pytest.approx(one["mean"] - scratch)
+    by_name = {one["name"]: one["mean"] for one in found["baselines"]}
+    gap = by_name["features_logistic"] - by_name["random_logistic"]
+    assert found["probe"]["value"] == pytest.approx(gap)
+
+
+def test_a_baseline_that_is_ahead_of_an_arm_is_told(clone: Path) -> None:
+    found = weigh(Made(skill={"scratch": 0.2, "full": 3.5}, items=200))
+    assert any("is ahead of scratch." in note for note in found["notes"])
+
+
+def test_equal_arms_are_called_equal_with_many_items(clone: Path) -> None:
+    evaluated.make(Made(skill={"scratch": 2.0, "full": 2.0}, items=2000))
+    path = evaluated.predictions_of("made-up")
+    frame = pd.read_parquet(path)
+    scratch = frame[frame["arm"] == "scratch"]
+    pd.concat([scratch, scratch.assign(arm="full")]).to_parquet(path, index=False)
+    found = weighed("made-up")["verdict"]
+    assert (found["call"], found["difference"]) == ("equal", 0.0)
+    assert found["fine_tuning_helps"] is False
+
+
+def test_the_budget_of_the_search_is_told_for_every_arm(clone: Path) -> None:
+    found = weigh(Made(items=40))
+    assert {arm["tuning"]["trials"] for arm in found["arms"]} == {2}
+    assert found["cost"]["trainings"] == 3 * 3 + 3 * 2
+    assert found["cost"]["tuning_seconds"] == pytest.approx(3 * 12.5)
+
+
+def test_a_baseline_of_other_items_stops(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    path = artifacts.baseline_dir("made-up") / "predictions.parquet"
+    frame = pd.read_parquet(path)
+    frame.iloc[:-1].to_parquet(path, index=False)
+    with pytest.raises(HeadstartError, match="is of other test items than the arms' predictions"):
+        results.read("made-up")
 
 
 def spoil(experiment: str, **change: Any) -> None:

@@ -1,5 +1,7 @@
-"""What people read of a result: `plots` draws, `pages` writes the report and the card, `index` lists all.
+"""What people read of a result: `pages` writes the report and the card, `index` lists all experiments.
 
-Everything is made from `comparison.json`. Names of classes and whatever else came with the data are
-hostile: HTML and Markdown are escaped, plots take them as plain text, and pages run no scripts.
+`history` remembers; `plots` draws PNG files, `charts` the drawings of the pages, `tables` writes CSV. All is
+made from `comparison.json`, and for the report from a `sheet` with what is too bulky for it. Names of classes
+and whatever else came with the data are hostile: HTML, SVG and Markdown are escaped, plots take them as plain
+text, and pages run no scripts.
 """

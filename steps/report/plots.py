@@ -1,11 +1,10 @@
-"""Plots as PNG, each in a light and a dark dress. The same numbers give the same bytes."""
+"""Plots as PNG, for DVC and MLflow. The same numbers give the same bytes."""
 
 from __future__ import annotations
 
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from steps import metrics
+from steps.report import palette
+from steps.report.palette import DRESSES as DRESSES
+from steps.report.palette import Dress as Dress
 
 # Comes with matplotlib, so the bytes do not depend on the fonts of the machine.
 FONT = "DejaVu Sans"
@@ -30,53 +32,32 @@ LEGEND_WIDTH = 80  # characters
 CLASSES_WITH_FIGURES, CLASSES_WITH_LABELS = 16, 40
 
 
-@dataclass(frozen=True)
-class Dress:
-    """Colours of a plot: paper, ink, faint lines, the reference, the other arms in turn, and heat."""
-
-    paper: str
-    ink: str
-    faint: str
-    reference: str
-    arms: tuple[str, ...]
-    heat: str
-
-
-# Hues that the colour-blind can tell apart (Okabe and Ito), darker on light paper and lighter on dark.
-DRESSES = {
-    "light": Dress(
-        "#ffffff", "#1f2430", "#dfe3ea", "#6b7280",
-        ("#0b66b8", "#c2570c", "#0f8a63", "#a8407f", "#8a6d00", "#4b4fb8"), "#0b66b8",
-    ),
-    "dark": Dress(
-        "#171b24", "#e6e9f0", "#333a49", "#9aa3b5",
-        ("#5cb3ff", "#f59e5b", "#3ecf9b", "#e58bc2", "#e0c24a", "#a3a7ff"), "#5cb3ff",
-    ),
-}  # fmt: skip
-
-
 def draw(
     comparison: Mapping[str, Any],
     curves: Mapping[str, Sequence[Sequence[float]]],
     counts: NDArray[np.float64],
-) -> dict[str, dict[str, bytes]]:
-    """Both plots in both dresses.
+) -> dict[str, bytes]:
+    """All plots, on light paper.
 
     Args:
         comparison: as in comparison.json.
-        curves: by arm, for each seed the metric on validation after each epoch.
+        curves: by arm, for each run the metric on validation after each epoch.
         counts: confusion of the best arm, shape (classes, classes), rows the truth.
 
     Returns:
-        PNG bytes by dress and name, e.g. `["light"]["learning_curves"]`.
+        PNG bytes by name: `learning_curves`, `confusion`, `differences` with more than one arm, and
+        `efficiency` where there is a curve over labels.
     """
-    return {
-        name: {
-            "learning_curves": png(lambda: learning_curves(comparison, curves, dress), dress),  # noqa: B023
-            "confusion": png(lambda: confusion(counts, comparison["classes"], dress), dress),  # noqa: B023
-        }
-        for name, dress in DRESSES.items()
+    dress = DRESSES["light"]
+    drawn = {
+        "learning_curves": png(lambda: learning_curves(comparison, curves, dress), dress),
+        "confusion": png(lambda: confusion(counts, comparison["classes"], dress), dress),
     }
+    if any(arm["improvement"] for arm in comparison["arms"]):
+        drawn["differences"] = png(lambda: differences(comparison, dress), dress)
+    if comparison["efficiency"]:
+        drawn["efficiency"] = png(lambda: efficiency(comparison, dress), dress)
+    return drawn
 
 
 def png(figure: Any, dress: Dress) -> bytes:  # noqa: ANN401 - a callable that draws
@@ -128,8 +109,7 @@ def learning_curves(
     target = comparison["target"] * scale
     axes.axhline(target, color=dress.ink, linewidth=1, linestyle=(0, (4, 3)), label="target")
     axes.set_xlabel("epoch")
-    unit = "" if metric == "log_loss" else ", %"
-    axes.set_ylabel(f"validation {metrics.SHOWN[metric]}{unit}")
+    axes.set_ylabel(f"validation {metrics.SHOWN[metric]}{_unit(metric)}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(left=1 if max(map(_longest, curves.values())) > 1 else 0.5)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
@@ -137,21 +117,12 @@ def learning_curves(
 
 
 def colours_of(comparison: Mapping[str, Any], arms: list[str], dress: Dress) -> dict[str, str]:
-    """Colour of the arms that get one: all when they are few, else those that matter most.
-
-    The order is that of drawing: the judged arm last, on top.
-    """
-    reference, judged = comparison["reference"], comparison["verdict"]["arm"]
-    rest = [arm for arm in arms if arm not in (reference, judged)]
-    by_validation = sorted(
-        (one for one in comparison["arms"] if one["arm"] in rest),
-        key=lambda one: one["validation"]["mean"],
-        reverse=comparison["metric"]["higher_is_better"],
-    )
-    kept = {one["arm"] for one in by_validation[: len(dress.arms) - 1]}
-    rest = [arm for arm in rest if arm in kept]
-    colours = {reference: dress.reference} | dict(zip(rest, dress.arms[1:], strict=False))
-    return colours | ({judged: dress.arms[0]} if judged else {})
+    """Colour of the arms that get one, in the order of drawing, as `palette.tones` gives them."""
+    tones = palette.tones(comparison, arms)
+    return {
+        arm: dress.reference if tone == palette.REFERENCE else dress.arms[int(tone)]
+        for arm, tone in tones.items()
+    }
 
 
 def _longest(seeds: Sequence[Sequence[float]]) -> int:
@@ -174,6 +145,59 @@ def _curve(axes: Axes, seeds: Sequence[Sequence[float]], scale: float, colour: s
         # Where some seeds have stopped, the others go on alone.
         tail = np.arange(len(epochs), len(values) + 1)
         axes.plot(tail, scale * np.asarray(values)[len(epochs) - 1 :], color=colour, linewidth=0.8, alpha=0.7)
+
+
+# ------------------------------------------------------------------------- differences, data efficiency
+
+
+def differences(comparison: Mapping[str, Any], dress: Dress) -> Figure:
+    """Each arm's difference to the reference with its interval, and the band of those that do not matter."""
+    metric = comparison["metric"]["name"]
+    scale = 1 if metric == "log_loss" else 100
+    arms = [arm for arm in comparison["arms"] if arm["improvement"]]
+    figure = Figure(figsize=(6.4, 1.3 + 0.34 * len(arms)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    margin = scale * comparison["margin"]
+    axes.axvspan(-margin, margin, color=dress.faint, alpha=0.7, linewidth=0)
+    axes.axvline(0, color=dress.reference, linewidth=1)
+    for row, arm in enumerate(arms):
+        gain = arm["improvement"]
+        colour = dress.arms[0] if arm["arm"] == comparison["best_arm"] else dress.reference
+        axes.plot([scale * gain["ci_low"], scale * gain["ci_high"]], [row, row], color=colour, linewidth=2)
+        axes.plot(scale * gain["value"], row, "o", color=colour, markersize=6)
+    axes.set_yticks(range(len(arms)), [drawable(arm["arm"], at) for at, arm in enumerate(arms)])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"better than {comparison['reference']} by, {metrics.SHOWN[metric]}{_unit(metric)}")
+    return figure
+
+
+def efficiency(comparison: Mapping[str, Any], dress: Dress) -> Figure:
+    """The metric over the number of labels, with intervals."""
+    metric, found = comparison["metric"]["name"], comparison["efficiency"]
+    scale = 1 if metric == "log_loss" else 100
+    colours = colours_of(comparison, [one["arm"] for one in found["arms"]], dress)
+    figure = Figure(figsize=(6.4, 3.8), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for one in found["arms"]:
+        labels = [point["labels"] for point in one["points"]]
+        mean, low, high = (
+            scale * np.array([point[key] for point in one["points"]]) for key in ("mean", "ci_low", "ci_high")
+        )
+        colour = colours.get(one["arm"], dress.faint)
+        axes.plot(labels, mean, "o-", color=colour, linewidth=2, markersize=4, label=one["arm"])
+        axes.vlines(labels, low, high, color=colour, linewidth=1.2)
+    axes.set_xscale("log")
+    axes.set_xticks(found["labels"], [f"{labels:,}" for labels in found["labels"]])
+    axes.minorticks_off()
+    axes.set_xlabel("training labels")
+    axes.set_ylabel(f"{metrics.SHOWN[metric]}{_unit(metric)}")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _unit(metric: str) -> str:
+    return "" if metric == "log_loss" else ", %"
 
 
 # ----------------------------------------------------------------------------------------- confusion

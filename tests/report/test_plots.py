@@ -28,8 +28,29 @@ def comparison(arms: int, classes: list[str], metric: str = "accuracy") -> dict[
         "reference": "scratch",
         "target": 0.6,
         "classes": classes,
+        "margin": 0.01,
+        "best_arm": names[-1],
         "verdict": {"arm": names[-1]},
-        "arms": [{"arm": name, "validation": {"mean": at / arms}} for at, name in enumerate(names)],
+        "arms": [
+            {
+                "arm": name,
+                "validation": {"mean": at / arms},
+                "improvement": {"value": 0.1 * at, "ci_low": 0.1 * at - 0.05, "ci_high": 0.1 * at + 0.05}
+                if at
+                else None,
+            }
+            for at, name in enumerate(names)
+        ],
+        "efficiency": {
+            "labels": [10, 100],
+            "arms": [
+                {
+                    "arm": name,
+                    "points": [{"labels": n, "mean": 0.5, "ci_low": 0.4, "ci_high": 0.6} for n in (10, 100)],
+                }
+                for name in names[:3]
+            ],
+        },
     }
 
 
@@ -42,7 +63,7 @@ def counts_of(classes: int) -> NDArray[np.float64]:
     return np.random.default_rng(1).integers(0, 9, (classes, classes)).astype(np.float64)
 
 
-def draw() -> dict[str, dict[str, bytes]]:
+def draw() -> dict[str, bytes]:
     about = comparison(3, list("abc"))
     return plots.draw(about, curves_of(about, (5, 5)), counts_of(3))
 
@@ -73,13 +94,26 @@ def test_the_same_numbers_give_the_same_bytes_whatever_the_user_set() -> None:
         assert draw() == first
 
 
-def test_both_dresses_are_drawn_and_differ() -> None:
+def test_all_plots_are_drawn_on_light_paper() -> None:
     drawn = draw()
-    assert set(drawn) == {"light", "dark"}
-    for name in ("learning_curves", "confusion"):
-        light, dark = (np.asarray(Image.open(io.BytesIO(drawn[dress][name])).convert("L")) for dress in drawn)
-        assert light[0, 0] > 200
-        assert dark[0, 0] < 60
+    assert set(drawn) == {"learning_curves", "confusion", "differences", "efficiency"}
+    for content in drawn.values():
+        assert np.asarray(Image.open(io.BytesIO(content)).convert("L"))[0, 0] > 200
+
+
+def test_what_there_is_not_is_not_drawn() -> None:
+    about = comparison(1, list("ab")) | {"efficiency": None}
+    assert set(plots.draw(about, curves_of(about, (5,)), counts_of(2))) == {"learning_curves", "confusion"}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+@pytest.mark.parametrize("name", ["differences", "efficiency"])
+def test_differences_and_efficiency_of_any_metric(metric: str, name: str) -> None:
+    about, dress = comparison(30, list("ab"), metric), plots.DRESSES["dark"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        content = plots.png(lambda: getattr(plots, name)(about, dress), dress)
+    assert size(content)[0] == 1280
 
 
 def test_labels_of_any_kind_can_be_drawn() -> None:

@@ -1,0 +1,156 @@
+"""What the report shows of the samples themselves: the map of embeddings, mistakes, suspicious labels."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageStat
+
+from steps import artifacts, data
+from steps.errors import DataError
+from steps.report.sheet import MapPoint, Mistake, Suspect
+from steps.results import Results
+
+# Sides of thumbnails, in pixels: in a gallery, and in the map where there are hundreds.
+LARGE, SMALL = 96, 40
+# Characters of a text that a reader of the map sees.
+EXCERPT = 160
+# Reading more images than these for a slice takes longer than all the rest.
+MEASURED = 2000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of an experiment, by id, as a reader sees them."""
+
+    experiment: str
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Accepted samples with their split, by id."""
+        return data.read_split(self.experiment).set_index("id")
+
+    def thumbnail(self, name: str, side: int) -> bytes | None:
+        """A small WebP picture of an image; None of a text.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        path = self._path(name)
+        if path is None:
+            return None
+        with _opened(path) as image:
+            small = image.convert("RGB")
+            if max(small.size) < side:  # a scan of eight pixels would be a dot
+                whole = side // max(small.size)
+                small = small.resize((small.width * whole, small.height * whole), Image.Resampling.NEAREST)
+            small.thumbnail((side, side))
+            stream = io.BytesIO()
+            small.save(stream, "WEBP", quality=60, method=4)
+        return stream.getvalue()
+
+    def text(self, name: str) -> str:
+        """The beginning of a text, on one line; of an image its id."""
+        said = self.rows.loc[name, "text"]
+        if not isinstance(said, str):
+            return name
+        line = " ".join(said[: 4 * EXCERPT].split())
+        return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
+
+    def brightness(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """Mean grey value of each image, 0 black to 255 white."""
+        found = []
+        for name in names:
+            path = self._path(name)
+            assert path is not None, name
+            with _opened(path) as image:
+                found.append(ImageStat.Stat(image.convert("L")).mean[0])
+        return np.asarray(found, dtype=np.float64)
+
+    def _path(self, name: str) -> Path | None:
+        path = self.rows.loc[name, "path"]
+        return artifacts.data_dir(self.experiment) / path if isinstance(path, str) else None
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}; run `ingest` and `validate` again") from None
+
+
+def points(results: Results, samples: Samples, arm: str, at: int) -> list[MapPoint]:
+    """Every sample of the map, with what one run of an arm said of it where it is in the test split."""
+    places = pd.read_parquet(artifacts.baseline_dir(results.experiment) / "map.parquet")
+    said = results.crossed.probabilities[arm][at].argmax(axis=1)
+    predicted = {
+        name: results.classes[index] for name, index in zip(results.crossed.ids, said.tolist(), strict=True)
+    }
+    found = []
+    for name, x, y in zip(places["id"], places["x"], places["y"], strict=True):
+        row = samples.rows.loc[name]
+        found.append(
+            MapPoint(
+                float(x), float(y), str(row["label"]), predicted.get(name), str(row["split"]),
+                samples.thumbnail(name, SMALL), samples.text(name),
+            )
+        )  # fmt: skip
+    return found
+
+
+def mistakes(results: Results, samples: Samples) -> list[Mistake]:
+    """The most confident mistakes that evaluate found."""
+    rows = pd.read_parquet(artifacts.evaluation_dir(results.experiment) / "mistakes.parquet")
+    return [
+        Mistake(
+            row["id"], row["label"], row["predicted"], float(row["confidence"]),
+            samples.thumbnail(row["id"], LARGE),
+            [(str(word), float(weight)) for word, weight in json.loads(row["tokens"])],
+        )
+        for row in rows.to_dict("records")
+    ]  # fmt: skip
+
+
+def suspects(results: Results, samples: Samples) -> list[Suspect]:
+    """The labels that baseline doubts most."""
+    rows = pd.read_parquet(artifacts.baseline_dir(results.experiment) / "suspects.parquet")
+    return [
+        Suspect(
+            row["id"], row["split"], row["label"], row["suggested"], float(row["confidence"]),
+            samples.thumbnail(row["id"], LARGE), samples.text(row["id"]),
+        )
+        for row in rows.to_dict("records")
+    ]  # fmt: skip
+
+
+def near_duplicates(samples: Samples) -> list[tuple[str, str]]:
+    """Samples with the one before them that they nearly repeat, among those in a split."""
+    used = samples.rows[samples.rows["split"] != ""]
+    rows = used[used["near_duplicate_of"].notna()]
+    return [
+        (str(name), str(other)) for name, other in zip(rows.index, rows["near_duplicate_of"], strict=True)
+    ]
+
+
+def facts(samples: Samples, ids: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+    """By what the test items may be told apart: for each name a value of every item, numbers or texts."""
+    rows = samples.rows.loc[list(ids)]
+    found: dict[str, NDArray[np.generic]] = {}
+    if rows["text"].notna().all():
+        found["length in characters"] = rows["text"].str.len().to_numpy(dtype=np.float64)
+    else:
+        found["file size in bytes"] = rows["size"].to_numpy(dtype=np.float64)
+        if len(ids) <= MEASURED:
+            found["brightness, 0 to 255"] = samples.brightness(ids)
+    groups = rows["group"].nunique()
+    if 1 < groups <= 20:
+        found["group"] = rows["group"].fillna("none").to_numpy(dtype=object)
+    return found

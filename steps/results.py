@@ -1,0 +1,296 @@
+"""What the steps before it left for compare, read and checked: runs, predictions, baselines, curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from steps import artifacts, evidence, metrics, params
+from steps.convergence import Curve
+from steps.errors import HeadstartError, TrainingError, UserError
+from steps.evidence import Answers, Crossed
+from steps.params import CompareSettings, IngestSettings
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its journal, and its history with one row an epoch.
+
+    Attributes:
+        resample: which part of the training pool it was trained on.
+        seed: its seed.
+    """
+
+    resample: int
+    seed: int
+    journal: dict[str, Any]
+    history: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """`1` is seed 1, `2-1` is seed 1 of the second resample."""
+        return str(self.seed) if self.resample == 1 else f"{self.resample}-{self.seed}"
+
+    def validation(self, metric: str) -> float:
+        """The metric on validation of the weights that were kept."""
+        return float(self.journal["best"][f"validation_{metric}"])
+
+    def merit(self, metric: str) -> tuple[float, float]:
+        """What the best is chosen by: the metric and the log-loss, both on validation."""
+        return self.validation(metric), self.validation("log_loss")
+
+    def curve(self, metric: str) -> Curve:
+        """The metric on validation over the epochs."""
+        column = self.history[f"validation_{metric}"]
+        return Curve(column.tolist(), self.history["seconds"].tolist(), self.history["step"].tolist())
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is compared.
+
+    Attributes:
+        experiment: its name.
+        settings: of compare, the reference arm first.
+        classes: labels in the order of the networks' outputs.
+        crossed: the test split.
+        validated: the validation split, the same models.
+        runs: by arm, one for each resample and seed.
+        tuning: by arm, what its search was.
+        baselines: answers on the test split by name of the baseline.
+        baseline: what baseline wrote beside them.
+        points: answers on the test split by arm and label budget, one for each seed; no curve: empty.
+        looks: how often the test split was used.
+        validation: what validate found.
+        data: the settings of ingest.
+        pretrained: where the pretrained weights come from.
+    """
+
+    experiment: str
+    settings: CompareSettings
+    classes: list[str]
+    crossed: Crossed
+    validated: Crossed
+    runs: dict[str, list[Run]]
+    tuning: dict[str, dict[str, Any]]
+    baselines: dict[str, Answers]
+    baseline: dict[str, Any]
+    points: dict[str, dict[int, list[Answers]]]
+    looks: dict[str, Any]
+    validation: dict[str, Any]
+    data: dict[str, Any]
+    pretrained: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """What arms are judged by."""
+        return self.settings.evaluation.metric
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return self.settings.evaluation.reference
+
+
+def read(experiment: str) -> Results:
+    """Read what the steps before wrote.
+
+    Raises:
+        UserError: a file is missing; the message names the step that makes it.
+        TrainingError: predictions or a history are not finite.
+        HeadstartError: the arms were not trained and tested on the same data, seeds and items.
+    """
+    settings = read_settings(experiment)
+    ingest = params.read_settings(IngestSettings, artifacts.settings_file(experiment, "ingest"))
+    folder = artifacts.evaluation_dir(experiment)
+    classes: list[str] = artifacts.read_json(folder / "scores.json", "evaluate")["classes"]
+    runs = read_runs(experiment, settings)
+    one_data_set(runs)
+    tested, validated = (
+        evidence.cross(list(read_predictions(folder / name, settings, classes)))
+        for name in ("predictions.parquet", "validation.parquet")
+    )
+    found = artifacts.read_json(artifacts.baseline_dir(experiment) / "baseline.json", "baseline")
+    validation = artifacts.validation_dir(experiment) / "validation.json"
+    pretrained = artifacts.pretrained_dir(settings.model.pretrained) / "provenance.json"
+    return Results(
+        experiment=experiment,
+        settings=settings,
+        classes=classes,
+        crossed=tested,
+        validated=validated,
+        runs=runs,
+        tuning={arm: read_tuning(experiment, arm) for arm in settings.arms},
+        baselines=read_baselines(experiment, classes, tested),
+        baseline=found,
+        points=read_points(experiment, classes, tested),
+        looks=artifacts.read_json(folder / "looks.json", "evaluate"),
+        validation=artifacts.read_json(validation, "validate"),
+        data=ingest.data.model_dump(mode="json"),
+        pretrained=artifacts.read_json(pretrained, "fetch"),
+    )
+
+
+def read_settings(experiment: str) -> CompareSettings:
+    """The settings of compare, its reference arm first: that is the order of every table and plot."""
+    settings = params.read_settings(CompareSettings, artifacts.settings_file(experiment, "compare"))
+    reference = settings.evaluation.reference
+    ordered = {reference: settings.arms[reference], **settings.arms}
+    return settings.model_copy(update={"arms": ordered})
+
+
+def runs_of(settings: CompareSettings) -> list[tuple[int, int]]:
+    """Resample and seed of every run of an arm."""
+    resamples = range(1, settings.training.resamples + 1)
+    return [(resample, seed) for resample in resamples for seed in settings.training.seeds]
+
+
+def read_runs(experiment: str, settings: CompareSettings) -> dict[str, list[Run]]:
+    """Journal and history of every arm and run.
+
+    Raises:
+        TrainingError: a history is not finite.
+    """
+    return {
+        arm: [read_run(experiment, arm, resample, seed) for resample, seed in runs_of(settings)]
+        for arm in settings.arms
+    }
+
+
+def read_run(experiment: str, arm: str, resample: int, seed: int) -> Run:
+    """Journal and history of one training.
+
+    Raises:
+        TrainingError: the history is not finite.
+    """
+    folder = artifacts.seed_dir(experiment, arm, seed, resample)
+    journal = artifacts.read_json(folder / "run.json", f"python -m steps.train {experiment} {arm}")
+    history = pd.read_csv(folder / "history.csv")
+    watched = history[["seconds", *(f"validation_{name}" for name in metrics.HIGHER_IS_BETTER)]]
+    if not np.isfinite(watched.to_numpy(dtype=np.float64)).all():
+        raise TrainingError(
+            f"arm {arm!r}, seed {seed}: {folder / 'history.csv'} holds a value that is not finite; "
+            "train it again with a smaller learning rate"
+        )
+    return Run(resample, seed, journal, history)
+
+
+def one_data_set(runs: dict[str, list[Run]]) -> None:
+    """Make sure that all arms of a resample started from the same data and pretrained weights.
+
+    Raises:
+        HeadstartError: they did not.
+    """
+    first_of = {run.resample: run for of_arm in reversed(runs.values()) for run in reversed(of_arm)}
+    for arm, of_arm in runs.items():
+        for run in of_arm:
+            first = first_of[run.resample].journal
+            for key in ("data_sha256", "pretrained_sha256"):
+                if run.journal[key] != first[key]:
+                    raise HeadstartError(
+                        f"arm {arm!r}, seed {run.journal['seed']} and arm {first['arm']!r}, "
+                        f"seed {first['seed']} differ in {key}: they cannot be compared; run `dvc repro`"
+                    )
+
+
+def read_tuning(experiment: str, arm: str) -> dict[str, Any]:
+    """What the search for the arm's hyperparameters was."""
+    path = artifacts.arms_dir(experiment) / arm / "tuning.json"
+    found: dict[str, Any] = artifacts.read_json(path, f"python -m steps.train {experiment} {arm}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------- the answers
+
+
+def read_predictions(path: Path, settings: CompareSettings, classes: list[str]) -> Iterator[Answers]:
+    """What every arm and run of the experiment said of a split.
+
+    Raises:
+        UserError: evaluate has not run.
+        HeadstartError: an arm and seed is missing.
+    """
+    parts = dict(iter(_read(path, "evaluate").groupby(["arm", "resample", "seed"], sort=False)))
+    for arm in settings.arms:
+        for resample, seed in runs_of(settings):
+            if (arm, resample, seed) not in parts:
+                raise HeadstartError(f"{path} has nothing of arm {arm!r}, seed {seed}; run evaluate again")
+            rows = parts[arm, resample, seed]
+            yield _answers(rows, f"arm {arm!r}, seed {seed}", arm, seed, resample, classes, "evaluate")
+
+
+def read_baselines(experiment: str, classes: list[str], tested: Crossed) -> dict[str, Answers]:
+    """What every baseline said of the test split.
+
+    Raises:
+        UserError: baseline has not run.
+        HeadstartError: it was tested on other items.
+    """
+    path = artifacts.baseline_dir(experiment) / "predictions.parquet"
+    return {
+        str(name): _same_items(
+            _answers(rows, f"baseline {name!r}", str(name), 0, 1, classes, "baseline"), tested, path
+        )
+        for name, rows in _read(path, "baseline").groupby("baseline", sort=False)
+    }
+
+
+def read_points(experiment: str, classes: list[str], tested: Crossed) -> dict[str, dict[int, list[Answers]]]:
+    """What trainings on other label budgets said of the test split; empty where there is no curve.
+
+    Raises:
+        UserError: curve has not run.
+        HeadstartError: they were tested on other items.
+    """
+    folder = artifacts.curve_dir(experiment)
+    if not artifacts.read_json(folder / "points.json", "curve"):
+        return {}
+    path = folder / "predictions.parquet"
+    found: dict[str, dict[int, list[Answers]]] = {}
+    parts: dict[Any, pd.DataFrame] = dict(
+        iter(_read(path, "curve").groupby(["arm", "labels", "seed"], sort=False))
+    )
+    for (arm, labels, seed), rows in parts.items():
+        what = f"arm {arm!r}, {labels} labels, seed {seed}"
+        answers = _same_items(_answers(rows, what, arm, seed, 1, classes, "curve"), tested, path)
+        found.setdefault(arm, {}).setdefault(int(labels), []).append(answers)
+    return found
+
+
+def _answers(
+    rows: pd.DataFrame, what: str, arm: str, seed: int, resample: int, classes: Sequence[str], step: str
+) -> Answers:
+    truth = pd.Categorical(rows["label"], categories=list(classes)).codes.astype(np.int64)
+    probabilities = np.stack(rows["probabilities"].tolist()).astype(np.float64)
+    if truth.min() < 0 or probabilities.shape[1] != len(classes):
+        raise HeadstartError(f"{what} was tested with other classes; run {step} again")
+    return Answers(arm, seed, rows["id"].tolist(), truth, probabilities, resample)
+
+
+def _same_items(answers: Answers, tested: Crossed, path: Path) -> Answers:
+    """The answers in the order of the test split.
+
+    Raises:
+        TrainingError: they are not finite.
+        HeadstartError: they are of other items.
+    """
+    if not np.isfinite(answers.probabilities).all():
+        raise TrainingError(f"{path}: predictions of {answers.arm!r} are not finite")
+    if sorted(answers.ids) != sorted(tested.ids):
+        raise HeadstartError(f"{path} is of other test items than the arms' predictions; run `dvc repro`")
+    order = np.argsort(np.asarray(answers.ids, dtype=object))
+    ordered: NDArray[np.float64] = answers.probabilities[order]
+    ids = [answers.ids[at] for at in order]
+    return Answers(answers.arm, answers.seed, ids, answers.truth[order], ordered, answers.resample)
+
+
+def _read(path: Path, step: str) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path} is missing; it is made by `{step}`: run `dvc repro` or `headstart run`")
+    return pd.read_parquet(path)
