@@ -29,11 +29,15 @@ class OneOf(Settings):
 
 def _range(raw: object) -> object:
     """Tell a mistake in one line, where a union would tell one for each of its kinds."""
-    numbers = isinstance(raw, list | tuple) and len(raw) == 2 and all(map(_is_number, raw))
-    choices = raw.get("choices") if isinstance(raw, dict) else None
-    if numbers or isinstance(raw, OneOf) or (isinstance(choices, list | tuple) and choices and len(raw) == 1):  # type: ignore[arg-type]
-        return raw
-    raise ValueError(f"must be two numbers [low, high] or {{choices: [...]}}, is {raw!r}")
+    fits = isinstance(raw, OneOf)
+    if isinstance(raw, list | tuple):
+        fits = len(raw) == 2 and all(map(_is_number, raw))
+    elif isinstance(raw, dict):
+        choices = raw.get("choices")
+        fits = len(raw) == 1 and isinstance(choices, list | tuple) and len(choices) > 0
+    if not fits:
+        raise ValueError(f"must be two numbers [low, high] or {{choices: [...]}}, is {raw!r}")
+    return raw
 
 
 def _is_number(value: object) -> bool:

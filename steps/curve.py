@@ -28,7 +28,7 @@ from steps.params import CurveSettings, EmbedSettings, TrainSettings
 if TYPE_CHECKING:
     from steps.trainable import Job
 
-PREDICTIONS, POINTS = "predictions.parquet", "points.json"
+PREDICTIONS, POINTS, LOOKS = "predictions.parquet", "points.json", "looks.json"
 
 
 def curve(experiment: str) -> None:
@@ -50,6 +50,8 @@ def curve(experiment: str) -> None:
         artifacts.write_json(folder / POINTS, points)
         if frames:
             pd.concat(frames, ignore_index=True).to_parquet(folder / PREDICTIONS, index=False)
+            tested = ledger.test_sha256(data.read_split(experiment).query("split == 'test'"))
+            artifacts.write_json(folder / LOOKS, ledger.looks(experiment, tested))
     count = len(points)
     entry.say(f"{experiment}: {count} trainings on other budgets" if count else f"{experiment}: no curve")
 

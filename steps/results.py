@@ -130,7 +130,7 @@ def read(experiment: str) -> Results:
         baselines=read_baselines(experiment, classes, tested),
         baseline=found,
         points=read_points(experiment, classes, tested),
-        looks=artifacts.read_json(folder / "looks.json", "evaluate"),
+        looks=read_looks(experiment),
         validation=artifacts.read_json(validation, "validate"),
         data=ingest.data.model_dump(mode="json"),
         pretrained=artifacts.read_json(pretrained, "fetch"),
@@ -197,6 +197,17 @@ def one_data_set(runs: dict[str, list[Run]]) -> None:
                         f"arm {arm!r}, seed {run.journal['seed']} and arm {first['arm']!r}, "
                         f"seed {first['seed']} differ in {key}: they cannot be compared; run `dvc repro`"
                     )
+
+
+def read_looks(experiment: str) -> dict[str, Any]:
+    """How many models the test split has judged, by the time that evaluate and curve had run."""
+    found: dict[str, Any] = artifacts.read_json(
+        artifacts.evaluation_dir(experiment) / "looks.json", "evaluate"
+    )
+    later = artifacts.curve_dir(experiment) / "looks.json"
+    if later.exists():
+        found["models"] = max(found["models"], artifacts.read_json(later, "curve")["models"])
+    return found
 
 
 def read_tuning(experiment: str, arm: str) -> dict[str, Any]:

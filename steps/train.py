@@ -53,7 +53,7 @@ def train(experiment: str, arm: str) -> None:
         job = trainable.load(experiment, arm, settings)
         searched = tuning.search(job, partial(attempt, states=states / TRIALS), trial_key)
         artifacts.write_json(folder / tuning.FILE, searched.as_json())
-        job = tuning.with_arm(job, searched.arm)
+        job = job.with_settings(job.settings.model_copy(update={"arm": searched.arm}))
         for resample in range(1, settings.training.resamples + 1):
             if resample > 1:
                 job = trainable.load(experiment, arm, job.settings, resample=resample)

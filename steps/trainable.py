@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,8 @@ class Job:
     rows: pd.DataFrame
     device: torch.device
     features_folder: Path
+    # What was decoded, by split; one for a job and all that come of it by `with_settings`.
+    _samples: dict[str, Samples] = field(default_factory=dict, repr=False)
 
     @property
     def machine(self) -> Machine:
@@ -89,9 +91,11 @@ class Job:
         """Activations of frozen layers, shared by all seeds and arms of all experiments."""
         return PrefixCache(artifacts.prefix_cache_dir(), round(self.machine.cache_gib * GIB))
 
-    @cached_property
-    def _samples(self) -> dict[str, Samples]:
-        return {}
+    def with_settings(self, settings: TrainSettings) -> Job:
+        """The job with another arm on the same samples, which are not decoded again."""
+        assert settings.arm is not None
+        assert settings.arm.augment == self.arm.augment, "other views are other samples"
+        return replace(self, settings=settings, arm=settings.arm)
 
     def part(self, split: str) -> pd.DataFrame:
         """The rows of a split."""

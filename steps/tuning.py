@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from steps import artifacts, entry
 from steps.arms import SEARCHABLE, Arm, Choices, OneOf, Range, changed, misfits
 from steps.errors import TrainingError, UserError
-from steps.params import TrainSettings, Tuning
+from steps.params import Tuning
 from steps.settings import as_yaml
 from steps.trainable import Job
 
@@ -323,9 +323,9 @@ def with_values(job: Job, values: Values) -> Job:
             f"{place}: its `search` allows {told(values)}, which does not fit: {mistakes[0]}; narrow it"
         )
     training = job.settings.training.model_copy(update={"seeds": (job.settings.tuning.seed,), "resamples": 1})
-    defaults = {"training": training, "tuning": Tuning()}
     # How far the search reaches is nothing that a trial's outcome depends on.
-    return with_arm(job, arm.model_copy(update={"search": None}), defaults)
+    plain = {"arm": arm.model_copy(update={"search": None}), "training": training, "tuning": Tuning()}
+    return job.with_settings(job.settings.model_copy(update=plain))
 
 
 def with_arm_values(arm: Arm, values: Values) -> Arm:
@@ -338,15 +338,6 @@ def with_arm_values(arm: Arm, values: Values) -> Arm:
         # There it is the rate of everything that trains.
         values = {"backbone_learning_rate": values["learning_rate"], **values}
     return changed(arm, Choices.model_validate(values))
-
-
-def with_arm(job: Job, arm: Arm, more: dict[str, Any] | None = None) -> Job:
-    """The job with another arm, which decodes nothing anew: no search changes what samples are."""
-    assert arm.augment == job.arm.augment
-    settings: TrainSettings = job.settings.model_copy(update={"arm": arm, **(more or {})})
-    other = replace(job, arm=arm, settings=settings)
-    vars(other)["_samples"] = job._samples
-    return other
 
 
 def tried_before_or_now(

@@ -126,8 +126,9 @@ def weigh(results: Results, facts: Facts, counts: Mapping[str, int]) -> dict[str
         "cost": cost(results),
         "test_ledger": {
             "test_sha256": results.looks["test_sha256"],
-            "scored": results.looks["models"],
-            "this_result": results.looks["this_result"],
+            # Where a result came by `dvc pull` there is no ledger of what made it.
+            "scored": max(results.looks["models"], looks_of(results)),
+            "this_result": looks_of(results),
         },
         "data": of_data(results) | dict(counts),
         "pretrained": {"name": settings.model.pretrained, **results.pretrained},
@@ -586,6 +587,13 @@ def cost(results: Results) -> dict[str, Any]:
     }
 
 
+def looks_of(results: Results) -> int:
+    """How many models this result scored on the test split: runs, baselines, points of the curve."""
+    runs = sum(len(of_arm) for of_arm in results.runs.values())
+    points = sum(len(answers) for of_arm in results.points.values() for answers in of_arm.values())
+    return runs + len(results.baselines) + points
+
+
 def of_data(results: Results) -> dict[str, Any]:
     """Where the data come from, and what validate found."""
     found = results.validation
@@ -655,7 +663,7 @@ def notes(results: Results, verdict: Verdict) -> list[str]:
         )
     if results.settings.tuning.trials == 1:
         found.append(
-            "No search: every arm was trained with the rates that params.yaml declares (`tuning.trials: 1`)."
+            "No search: every arm was trained with the rates that params.yaml declares (tuning.trials: 1)."
         )
     found += beaten(results)
     if results.metric == "macro_f1":

@@ -159,7 +159,7 @@ def write_the_rest_of_evaluation(made: Made, last: pd.DataFrame) -> None:
     folder = artifacts.evaluation_dir(made.experiment)
     write = artifacts.write_json
     write(folder / "scores.json", {"classes": made.labels, "test_size": made.items, "arms": {}})
-    looks = {"test_sha256": _hash("test"), "scored": 9, "models": 9, "this_result": 9}
+    looks = {"test_sha256": _hash("test"), "scored": 12, "models": 12}
     write(folder / "looks.json", looks)
     wrong = last[last["label"] != last["predicted"]].head(3)
     mistakes = wrong.drop(columns="probabilities").assign(confidence=0.9, tokens="[]")

@@ -234,6 +234,16 @@ def test_label_budgets_give_curves_and_the_labels_saved(clone: Path) -> None:
     assert "saves" in found["verdict"]["text"]
 
 
+def test_looks_at_the_test_split_are_counted_over_runs_baselines_and_points(clone: Path) -> None:
+    evaluated.make(Made(budgets=(50, 200), items=40))
+    assert weighed("made-up")["test_ledger"] | {"test_sha256": ""} == {
+        "test_sha256": "", "scored": 9 + 3 + 18, "this_result": 9 + 3 + 18,
+    }  # fmt: skip
+    looks = artifacts.curve_dir("made-up") / "looks.json"
+    artifacts.write_json(looks, {"scored": 99, "models": 77})
+    assert weighed("made-up")["test_ledger"]["scored"] == 77
+
+
 def test_without_budgets_there_is_no_curve(clone: Path) -> None:
     found = weigh(Made(items=60))
     assert found["efficiency"] is None
