@@ -166,7 +166,8 @@ def test_prefect_shows_names_lines_and_the_table(stages: FakeStages, prefect: No
         lines = [log.message for log in client.read_logs(sort=LogSort.TIMESTAMP_DESC, limit=100, offset=0)]
         assert "train@bbc-news-full says something" in lines
         artifacts = client._client.post("/artifacts/filter", json={"limit": 50}).json()
-        assert any("| bbc-news | **full** | accuracy | " in one["data"] for one in artifacts)
+        tables = [str(one["data"]) for one in artifacts]
+        assert any("### bbc\\-news" in table and "| **full** | " in table for table in tables)
         assert latest(client).name == "headstart bbc-news"
     assert "bbc-news/report.html" in Path("reports/index.html").read_text("utf-8")
 
