@@ -40,7 +40,7 @@ format: install  ## let ruff mend what it can
 test: install  ## all tests, end to end included
 	pytest -n 2 --dist loadfile
 
-test-fast: install  ## the unit tests alone, under a minute
+test-fast: install  ## the unit tests alone, about a minute
 	pytest -m "not slow and not flow" -n 2
 
 bench: install  ## speed: the orchestration over the steps' own time, training beside others

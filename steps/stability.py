@@ -7,8 +7,8 @@ BERT, ICLR 2021) call a run failed when it does no better than the majority clas
 
 * its interval of accuracy over test items reaches down to the share of the largest class in the test split:
   nobody could tell it from always saying that class (with very few test items that is every run); or
-* its accuracy lies far below the other runs of its arm: by more than 5 points and more than 3 scaled median
-  absolute deviations below the median (Leys et al., J. Exp. Social Psychology 49, 2013). The 5 points keep
+* its accuracy lies far below the other runs of its arm: by more than 10 points and more than 3 scaled median
+  absolute deviations below the median (Leys et al., J. Exp. Social Psychology 49, 2013). The 10 points keep
   runs that agree closely from making a failure of every small slip. One or two runs have no outliers.
 
 The share of failed runs comes with the exact interval of Clopper and Pearson (Biometrika 26, 1934). With
@@ -28,7 +28,7 @@ from steps import intervals
 
 # A median absolute deviation times this estimates the standard deviation of a normal distribution.
 SCALE = 1.4826
-FAR_POINTS = 0.05
+FAR_POINTS = 0.10
 FAR_DEVIATIONS = 3.0
 
 
