@@ -193,6 +193,26 @@ def test_an_edited_loop_reruns_every_training(clone: Twin) -> None:
     assert not {stage for stage in would if stage.startswith(("fetch", "ingest", "validate", "split"))}
 
 
+def test_one_more_arm_trains_that_arm_and_no_other(clone: Twin) -> None:
+    clone.edit_params(arms__low={"preset": "lora"})
+    clone.run("dvc", "repro", "resolve")
+    would = stages_run(clone.run("dvc", "repro", "--dry").stdout)
+    assert {stage for stage in would if stage.startswith("train@")} == {
+        "train@shapes-low",
+        "train@topics-low",
+    }
+    assert "compare@shapes" in would
+    assert not {stage for stage in would if stage.startswith(("embed", "baseline"))}
+
+
+def test_one_more_label_budget_trains_no_arm(clone: Twin) -> None:
+    clone.edit_params(experiments__shapes__curve={"labels": [9, 12], "arms": ["scratch", "full"]})
+    clone.run("dvc", "repro", "resolve")
+    would = stages_run(clone.run("dvc", "repro", "--dry").stdout)
+    assert would <= {"curve@shapes", "compare@shapes"}
+    assert "curve@shapes" in would
+
+
 def test_dvc_shows_metrics_parameters_and_plots(clone: Twin) -> None:
     metrics = json.loads(clone.run("dvc", "metrics", "show", "--json").stdout)
     files = metrics[""]["data"]
