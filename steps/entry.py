@@ -17,6 +17,8 @@ from steps.errors import HeadstartError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+# What a shell says of a process that ended by SIGPIPE.
+READER_GONE = 141
 # Where no terminal is, a line this often tells that work goes on.
 QUIET_SECONDS = 10.0
 
@@ -41,6 +43,10 @@ def guarded(work: Callable[[], None]) -> int:
     except HeadstartError as error:
         line = " ".join(str(error).split()) if "\n" not in str(error) else str(error)
         return _fail(line, error.exit_code, type(error).__name__)
+    except BrokenPipeError:
+        # Whoever reads has enough, as `head` after its lines; Python would complain once more on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except Exception as error:
         traceback.print_exc()
         return _fail(f"{type(error).__name__}: {error}", 1, type(error).__name__)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +70,14 @@ def test_an_error_nobody_foresaw_keeps_its_traceback(
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.endswith("error: ZeroDivisionError: oh\n")
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    code = "from steps import entry; import sys; "
+    code += "sys.exit(entry.guarded(lambda: [entry.say('x' * 1000) for _ in range(5000)] and None))"
+    command = f'"{sys.executable}" -c "{code}" | head -n 1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.splitlines() == ["x" * 1000, str(entry.READER_GONE)]
+    assert done.stderr == ""
