@@ -238,6 +238,14 @@ class Tuning(Settings):
         4, ge=1, description="Trainings of the search, the declared values first; 1: these, and no search."
     )
     seed: int = Field(101, ge=0, description="Of the search and its trainings; none of `training.seeds`.")
+    seeds: int = Field(
+        1, ge=1, description="Trainings of each trial, with the seeds from `seed` on; their mean decides."
+    )
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        """The seeds that every trial is trained with."""
+        return tuple(range(self.seed, self.seed + self.seeds))
 
 
 def _budget(raw: object) -> object:
@@ -315,9 +323,10 @@ class Experiment(Settings):
     def _evidence_fits(self) -> Self:
         training, curve = self.training, self.curve
         mistakes = []
-        if self.tuning.seed in training.seeds:
+        shared = sorted(set(self.tuning.each) & set(training.seeds))
+        if shared:
             mistakes.append(
-                f"`tuning.seed: {self.tuning.seed}` is among `training.seeds`: the choice would be judged by "
+                f"seed {shared[0]} of `tuning` is among `training.seeds`: the choice would be judged by "
                 "what it was made on; change one"
             )
         odd = [seed for seed in curve.seeds or () if seed not in training.seeds]

@@ -94,7 +94,7 @@ class Checkpoints:
         _sync(self.folder)
         self.last = target
         for folder in self._older_than_kept(step):
-            _remove(folder)
+            remove(folder)
         self._saved_at = monotonic()
         self._took = self._saved_at - started
 
@@ -115,7 +115,7 @@ class Checkpoints:
         )
         for folder, reason in damaged.items():
             self.say(f"{folder} is damaged ({reason}); {going_on}")
-            _remove(folder)
+            remove(folder)
         self._saved_at = monotonic()
         if found is None:
             return None
@@ -125,7 +125,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the folder with all checkpoints."""
-        _remove(self.folder)
+        remove(self.folder)
         self.last = None
 
     def _newest_sound(self, damaged: dict[Path, str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -389,9 +389,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder; a process killed meanwhile leaves no half of it under its own name."""
+def remove(folder: Path) -> None:
+    """Remove a folder of states; a process killed meanwhile leaves no half of it under its own name."""
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    for stale in folder.parent.glob(f".{folder.name}.old-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)

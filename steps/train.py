@@ -6,7 +6,6 @@ Every run leaves its weights, history and journal; the search leaves `tuning.jso
 from __future__ import annotations
 
 import csv
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steps import artifacts, checkpoint, data, entry, freezing, trainable, tuning
+from steps import artifacts, checkpoint, data, entry, freezing, resume, trainable, tuning
 from steps.errors import TrainingError
 from steps.loop import Fitted
 from steps.network import Layer, Network, Probe
@@ -61,7 +60,7 @@ def train(experiment: str, arm: str) -> None:
                 name = artifacts.run_name(resample, seed)
                 (folder / name).mkdir()
                 train_run(job, resample, seed, folder / name, states / name)
-    shutil.rmtree(states, ignore_errors=True)
+    resume.remove(states)
 
 
 def train_run(job: Job, resample: int, seed: int, folder: Path, states: Path) -> None:
@@ -104,7 +103,7 @@ def attempt(job: Job, label: str, *, states: Path) -> Attempt:
         reason, seconds = " ".join(str(error).split()), perf_counter() - started
         found = Attempt({}, len(history.rows), history.step, seconds, failed=reason)
     # The outcome is kept instead.
-    shutil.rmtree(states_of(states, key), ignore_errors=True)
+    resume.remove(states_of(states, key))
     return found
 
 

@@ -119,9 +119,12 @@ class Searched:
             "failed": sum(attempt.failed is not None for attempt in attempts),
             "steps": sum(attempt.steps for attempt in attempts),
             "seconds": round(sum(attempt.seconds for attempt in attempts), 3),
-            "objective": OBJECTIVE,
+            "objective": OBJECTIVE
+            if self.tuning.seeds == 1
+            else f"{OBJECTIVE}, mean of {self.tuning.seeds} seeds",
             "sampler": SAMPLER if self.history else "none: the declared values are taken",
             "seed": self.tuning.seed,
+            "seeds": self.tuning.seeds,
             "space": {
                 key: list(wanted.choices if isinstance(wanted, OneOf) else wanted)
                 for key, wanted in self.space.items()
@@ -143,7 +146,7 @@ def search(
 
     Args:
         job: of the arm as it is declared.
-        attempt: trains a job that has other values, with the seed of the search; gets a label for people.
+        attempt: trains a job that has other values, with the one seed it has; gets a label for people.
         key_of: everything that determines the outcome of such a training, as JSON.
 
     Raises:
@@ -159,11 +162,17 @@ def search(
     tried = candidates(space, declared, tuning)
     for values in ends(space, declared):
         with_values(job, values)
-    jobs = [with_values(job, values) for values in tried]
+    # All of them before the first is trained: what does not fit is told at once.
+    jobs = [[with_values(job, values, seed) for seed in tuning.each] for values in tried]
     history = []
-    for number, (values, one) in enumerate(zip(tried, jobs, strict=True), 1):
+    for number, (values, each) in enumerate(zip(tried, jobs, strict=True), 1):
         label = f"{place} trial {number} of {len(tried)}"
-        found = tried_before_or_now(one, label, attempt, key_of)
+        found = together(
+            [
+                tried_before_or_now(one, f"{label} seed {seed}" if len(each) > 1 else label, attempt, key_of)
+                for seed, one in zip(tuning.each, each, strict=True)
+            ]
+        )
         entry.say(f"{label}: {told(values)}: {outcome(found)}")
         history.append(Trial(values, found))
     chosen = best(place, history)
@@ -171,6 +180,26 @@ def search(
     entry.say(f"{place}: {which}, by validation log-loss over {len(tried)} trials")
     arm = with_arm_values(job.arm, chosen)
     return Searched(arm, tuning, space, declared, chosen, tuple(history))
+
+
+def objective_of(tuning: Tuning) -> str:
+    """What trials are judged by, in words."""
+    return OBJECTIVE if tuning.seeds == 1 else f"{OBJECTIVE}, mean of {tuning.seeds} seeds"
+
+
+def together(attempts: list[Attempt]) -> Attempt:
+    """What came of one trial's trainings: means of the metrics, sums of the cost; failed where one failed."""
+    failed = next((one.failed for one in attempts if one.failed is not None), None)
+    best: dict[str, float] = {}
+    if failed is None:
+        best = {name: sum(one.best[name] for one in attempts) / len(attempts) for name in attempts[0].best}
+    return Attempt(
+        best,
+        max(one.epochs for one in attempts),
+        sum(one.steps for one in attempts),
+        sum(one.seconds for one in attempts),
+        failed,
+    )
 
 
 def best(place: str, history: list[Trial]) -> Values:
@@ -306,8 +335,8 @@ def ends(space: dict[str, Range], declared: Values) -> list[Values]:
 # ---------------------------------------------------------------------------------------------- the trials
 
 
-def with_values(job: Job, values: Values) -> Job:
-    """The job of a trial: its settings are what the outcome depends on, and nothing else.
+def with_values(job: Job, values: Values, seed: int | None = None) -> Job:
+    """The job of one training of a trial: its settings are what the outcome depends on, and nothing else.
 
     Raises:
         UserError: the values do not fit together.
@@ -322,7 +351,8 @@ def with_values(job: Job, values: Values) -> Job:
         raise UserError(
             f"{place}: its `search` allows {told(values)}, which does not fit: {mistakes[0]}; narrow it"
         )
-    training = job.settings.training.model_copy(update={"seeds": (job.settings.tuning.seed,), "resamples": 1})
+    chosen = job.settings.tuning.seed if seed is None else seed
+    training = job.settings.training.model_copy(update={"seeds": (chosen,), "resamples": 1})
     # How far the search reaches is nothing that a trial's outcome depends on.
     plain = {"arm": arm.model_copy(update={"search": None}), "training": training, "tuning": Tuning()}
     return job.with_settings(job.settings.model_copy(update=plain))

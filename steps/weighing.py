@@ -583,7 +583,7 @@ def cost(results: Results) -> dict[str, Any]:
     return {
         "train_seconds": float(sum(journal["seconds"] for journal in journals)),
         "tuning_seconds": float(sum(found["seconds"] for found in tuning)),
-        "trainings": len(journals) + sum(len(found["history"]) for found in tuning),
+        "trainings": len(journals) + sum(len(found["history"]) * found["seeds"] for found in tuning),
     }
 
 

@@ -375,6 +375,7 @@ TUNING: dict[str, Any] = {
     "objective": "validation log_loss",
     "sampler": "declared values, then a scrambled Sobol sequence",
     "seed": 101,
+    "seeds": 1,
     "space": {"learning_rate": [0.001, 0.1]},
     "scale": {"learning_rate": "log"},
     "declared": {"learning_rate": 0.01},

@@ -66,6 +66,7 @@ def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) 
         ("experiments.digits.tuning", {"trials": 0}, "must be >= 1"),
         ("experiments.digits.tuning", {"trails": 2}, "did you mean 'trials'?"),
         ("experiments.digits.tuning", {"seed": 2}, "is among `training.seeds`"),
+        ("experiments.digits.tuning", {"seed": 0, "seeds": 2}, "seed 1 of `tuning` is among"),
         ("experiments.digits.curve", {"labels": [25, 25]}, "must be distinct"),
         ("experiments.digits.curve", {"labels": [25], "seeds": [9]}, "which is not among `training.seeds`"),
         ("experiments.digits.curve", {"arms": ["ful"]}, "did you mean 'full'?"),

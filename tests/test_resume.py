@@ -766,3 +766,25 @@ def test_an_optimizer_of_another_layout_is_refused() -> None:
     for other in (fewer_groups, fewer_parameters, other_shape, other_settings):
         with pytest.raises(AssertionError, match=r"another number of groups|other parameters|other settings"):
             resume.restore_optimizer(other, tensors, values)
+
+
+def test_a_removal_that_was_killed_leaves_nothing_under_the_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process is killed in the middle of is no longer taken for states; the next removal ends it."""
+    states = tmp_path / "full"
+    (states / "seed-1/step-00000024").mkdir(parents=True)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume.remove(states)
+    assert not states.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    (states / "seed-1").mkdir(parents=True)
+    resume.remove(states)
+    assert list(tmp_path.iterdir()) == []
+    resume.remove(states)  # of what is not there

@@ -104,6 +104,44 @@ def test_every_trial_has_the_budget_and_the_seed_of_the_search() -> None:
         assert job.arm == job.settings.arm
 
 
+def test_a_trial_of_several_seeds_is_judged_by_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its first seed the declared values look best; over both seeds they are the worst."""
+
+    def train(job: Job, label: str) -> Attempt:
+        (seed,) = job.settings.training.seeds
+        declared = job.arm.learning_rate == FULL["learning_rate"]
+        loss = (0.1 if seed == 101 else 0.9) if declared else 0.3
+        labels.append(label)
+        return Attempt({"validation_accuracy": 0.5, "validation_log_loss": loss}, 3, 12, 1.25)
+
+    labels: list[str] = []
+    one = tuning.search(job_of(FULL), train, key_of)
+    assert one.chosen == FULL
+    assert labels[0] == "toys/full trial 1 of 4"
+    labels.clear()
+    two = tuning.search(job_of(FULL, seeds=2), train, key_of)
+    assert two.chosen == two.history[1].values
+    assert [trial.attempt.log_loss for trial in two.history] == pytest.approx([0.5, 0.3, 0.3, 0.3])
+    # The trainings with the first seed were kept from the search before.
+    assert labels == [f"toys/full trial {number} of 4 seed 102" for number in (1, 2, 3, 4)]
+    told = two.as_json()
+    assert (told["trials"], told["seeds"], told["steps"], told["seconds"]) == (4, 2, 96, 10.0)
+    assert told["objective"] == "validation log_loss, mean of 2 seeds"
+    assert "seed 102" not in capsys.readouterr().out  # one line a trial
+
+
+def test_a_trial_of_several_seeds_failed_where_one_did() -> None:
+    def train(job: Job, label: str) -> Attempt:
+        (seed,) = job.settings.training.seeds
+        if seed == 102 and job.arm.learning_rate != FULL["learning_rate"]:
+            return Attempt({}, 0, 2, 0.5, failed="nan")
+        return Attempt({"validation_accuracy": 0.5, "validation_log_loss": 0.3}, 3, 12, 1.25)
+
+    found = tuning.search(job_of(FULL, seeds=2), train, key_of)
+    assert [trial.attempt.failed for trial in found.history] == [None, "nan", "nan", "nan"]
+    assert found.as_json()["failed"] == 3
+
+
 def test_the_journal_counts_all_that_was_spent(capsys: pytest.CaptureFixture[str]) -> None:
     def log_loss(arm: Arm) -> float:
         assert arm.learning_rate is not None
