@@ -8,8 +8,7 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from steps import data, freezing, loop, tasks, trainable
-from steps.artifacts import data_dir
+from steps import data, freezing, loop, trainable
 from steps.loop import Fitted
 from steps.network import Network, Probe
 from steps.params import Arm, Params, TrainSettings
@@ -53,12 +52,7 @@ def train(job: Job, seed: int) -> Trial:
 
 def test_probabilities(job: Job, model: Network | Probe) -> NDArray[np.float32]:
     """What a network says of the test split, shape (items, classes)."""
-    if isinstance(model, Probe):
-        return loop.predict(model, job.features("test"), job.device)
-    task = tasks.get(job.settings.task)
-    contents = tasks.contents(task, job.part("test"), data_dir(job.experiment))
-    samples = task.samples(contents, job.settings.model, job.pretrained)
-    return loop.predict(model, samples, job.device)
+    return loop.predict(model, trainable.inputs(job, model, 0, "test"), job.device)
 
 
 def test_truth(job: Job) -> NDArray[np.int64]:

@@ -70,6 +70,11 @@ def run_name(resample: int, seed: int) -> str:
     return f"seed-{seed}" if resample == 1 else f"resample-{resample}-seed-{seed}"
 
 
+def run_id(resample: int, seed: int) -> str:
+    """A run in results: `1` is seed 1, `2-1` is seed 1 of the second resample."""
+    return str(seed) if resample == 1 else f"{resample}-{seed}"
+
+
 def seed_dir(experiment: str, arm: str, seed: int, resample: int = 1) -> Path:
     """Weights, history and journal of one training."""
     return arms_dir(experiment) / arm / run_name(resample, seed)

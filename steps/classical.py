@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from steps import intervals, metrics, transferability
+from steps.images import upright
 from steps.intervals import Interval
 
 Floats = NDArray[np.float64]
@@ -215,13 +216,7 @@ def _small(file: Path) -> NDArray[np.uint8]:
     """Shape (16, 16, 3): turned as the camera says, transparency on white, sides squeezed to a square."""
     with Image.open(file) as opened:
         opened.draft("RGB", (8 * SIDE, 8 * SIDE))  # JPEG decodes smaller, and faster
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits
-            image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+        return np.asarray(upright(opened).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def tf_idf(train: Sequence[str], *others: Sequence[str]) -> list[Matrix]:

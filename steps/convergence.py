@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from steps import bootstrap, metrics
+from steps import bootstrap, intervals, metrics
 
 # Validation values are means of float32; what differs by less is equal.
 TOLERANCE = 1e-9
@@ -175,10 +175,8 @@ def area(
         groups: the training subset of each run; with more than one, the runs of a subset are averaged first.
     """
     best = _table(curves, metric, epochs)
-    by_run = (best if metrics.HIGHER_IS_BETTER[metric] else np.exp(-best)).mean(axis=1)
-    if groups is not None and len(set(groups)) > 1:
-        rows = np.asarray(groups)
-        by_run = np.array([by_run[rows == group].mean() for group in sorted(set(groups))])
+    each = (best if metrics.HIGHER_IS_BETTER[metric] else np.exp(-best)).mean(axis=1)
+    by_run = intervals.by_group(each, groups)
     value, runs = float(by_run.mean()), len(by_run)
     if runs == 1:
         return Estimate(value, None, None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,49 +42,65 @@ def curve(experiment: str) -> None:
         TrainingError: a loss is not finite.
     """
     settings = params.read_settings(CurveSettings, artifacts.settings_file(experiment, "curve"))
+    own = int((data.read_split(experiment)["split"] == "train").sum())
     with artifacts.new_folder(artifacts.curve_dir(experiment)) as folder:
         points, frames = [], []
-        for labels in budgets(experiment, settings):
-            for point, frame in _at(experiment, settings, labels):
-                points.append(point)
-                frames.append(frame)
-        artifacts.write_json(folder / POINTS, points)
-        if frames:
+        wanted = budgets(experiment, settings, own)
+        if wanted:
+            plan = Plan(experiment, settings, own, _features(experiment, settings))
+            for labels in wanted:
+                for point, frame in _at(plan, labels):
+                    points.append(point)
+                    frames.append(frame)
             pd.concat(frames, ignore_index=True).to_parquet(folder / PREDICTIONS, index=False)
             tested = ledger.test_sha256(data.read_split(experiment).query("split == 'test'"))
             artifacts.write_json(folder / LOOKS, ledger.looks(experiment, tested))
+        artifacts.write_json(folder / POINTS, points)
     count = len(points)
     entry.say(f"{experiment}: {count} trainings on other budgets" if count else f"{experiment}: no curve")
 
 
-def budgets(experiment: str, settings: CurveSettings) -> list[int]:
+@dataclass(frozen=True)
+class Plan:
+    """What all trainings of a curve share.
+
+    Attributes:
+        experiment: its name.
+        settings: of curve.
+        own: the experiment's own label budget.
+        features: the folder with the features of the whole training pool, of validation and of test.
+    """
+
+    experiment: str
+    settings: CurveSettings
+    own: int
+    features: Path
+
+
+def budgets(experiment: str, settings: CurveSettings, own: int) -> list[int]:
     """The label budgets to train on, rising, without the experiment's own.
 
     Raises:
         UserError: a budget is larger than the training pool.
     """
-    wanted = settings.curve.labels
-    if not wanted:
-        return []
-    own = int((data.read_split(experiment)["split"] == "train").sum())
     counts = {
         int((data.read_pool(experiment, None if one == "all" else one)["split"] == "train").sum())
-        for one in wanted
+        for one in settings.curve.labels
     }
     return sorted(counts - {own})
 
 
-def _at(experiment: str, settings: CurveSettings, labels: int) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+def _at(plan: Plan, labels: int) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Every arm and seed at one budget."""
-    rows = data.read_pool(experiment, labels)
+    rows = data.read_pool(plan.experiment, labels)
     short = sorted(set(rows["label"]) - set(rows["label"][rows["split"] == "train"]))
     if short:
         raise UserError(f"curve.labels: {labels} leaves no sample of class {short[0]!r}; raise it")
     test, classes = rows[rows["split"] == "test"], data.classes_of(rows)
     found = []
-    for arm in settings.arms:
-        for seed in settings.seeds:
-            point, probabilities = _point(experiment, arm, seed, labels, rows)
+    for arm in plan.settings.arms:
+        for seed in plan.settings.seeds:
+            point, probabilities = _point(plan, arm, seed, labels, rows)
             frame = pd.DataFrame(
                 {
                     "id": test["id"].to_numpy(), "arm": arm, "labels": labels, "seed": seed,
@@ -97,19 +114,17 @@ def _at(experiment: str, settings: CurveSettings, labels: int) -> list[tuple[dic
 
 
 def _point(
-    experiment: str, arm: str, seed: int, labels: int, rows: pd.DataFrame
+    plan: Plan, arm: str, seed: int, labels: int, rows: pd.DataFrame
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """One training: what it was, and its probabilities on the test split, shape (items, classes)."""
     from steps import trainable
 
-    settings = _settings(experiment, arm, seed)
-    own = int((data.read_split(experiment)["split"] == "train").sum())
-    training = settings.training.model_copy(update={"epochs": epochs(settings, own, labels)})
+    settings = _settings(plan.experiment, arm, seed)
+    training = settings.training.model_copy(update={"epochs": epochs(settings, plan.own, labels)})
     settings = settings.model_copy(update={"training": training})
-    features = _features(experiment, settings)
-    job = trainable.load(experiment, arm, settings, rows=rows, features_folder=features)
-    key = trainable.run_key(job, seed)
-    path = artifacts.points_dir(experiment) / f"{arm}-{labels}-{seed}-{artifacts.sha256_json(key)[:12]}.npz"
+    job = trainable.load(plan.experiment, arm, settings, rows=rows, features_folder=plan.features)
+    digest = artifacts.sha256_json(trainable.run_key(job, seed))[:12]
+    path = artifacts.points_dir(plan.experiment) / f"{arm}-{labels}-{seed}-{digest}.npz"
     if not path.exists():
         _train(job, seed, labels, path)
     with np.load(path) as kept:
@@ -137,11 +152,13 @@ def epochs(settings: TrainSettings, own: int, labels: int) -> int:
     return max(wanted, math.ceil(wanted * ratio))
 
 
-def _features(experiment: str, settings: TrainSettings) -> Path:
+def _features(experiment: str, settings: CurveSettings) -> Path:
     """The folder with the features of the whole training pool, of validation and of test."""
     from steps import embedding
 
-    wanted = EmbedSettings(task=settings.task, model=settings.model, machine=settings.machine)
+    # Task, model and machine are the experiment's: the same for every arm.
+    one = _settings(experiment, settings.arms[0], settings.seeds[0])
+    wanted = EmbedSettings(task=one.task, model=one.model, machine=one.machine)
     rows = data.read_pool(experiment, None)
     rows = rows[rows["split"] != ""]
     # The same key that embed writes down; the order of the rows is that of the file they are in.
@@ -156,8 +173,7 @@ def _features(experiment: str, settings: TrainSettings) -> Path:
 
 def _train(job: Job, seed: int, labels: int, path: Path) -> None:
     """Train one network, score it on the test split, and keep what came of it."""
-    from steps import freezing, loop, tasks, trainable
-    from steps.network import Network
+    from steps import freezing, loop, trainable
 
     label = f"{job.experiment}/{job.arm_name}, {labels} labels, seed {seed}"
     model = trainable.build(job, seed)
@@ -166,13 +182,7 @@ def _train(job: Job, seed: int, labels: int, path: Path) -> None:
         fitted = trainable.fit(job, model, seed, log=lambda values, step: progress.reached(step))
     if job.arm.tune == "lora":
         freezing.merge_lora(model)
-    if isinstance(model, Network):
-        task = tasks.get(job.settings.task)
-        contents = tasks.contents(task, job.part("test"), artifacts.data_dir(job.experiment))
-        samples: data.Samples = task.samples(contents, job.settings.model, job.pretrained)
-    else:
-        samples = job.features("test")
-    probabilities = loop.predict(model, samples, job.device)
+    probabilities = loop.predict(model, trainable.inputs(job, model, 0, "test"), job.device)
     point = {
         "arm": job.arm_name,
         "labels": labels,

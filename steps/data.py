@@ -41,7 +41,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     Raises:
         UserError: ingest has not run.
     """
-    return _read(folder / MANIFEST, "ingest")
+    return read_made(folder / MANIFEST, "ingest")
 
 
 def read_accepted(experiment: str) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def read_accepted(experiment: str) -> pd.DataFrame:
     Raises:
         UserError: validate has not run.
     """
-    return _read(artifacts.validation_dir(experiment) / "accepted.parquet", "validate")
+    return read_made(artifacts.validation_dir(experiment) / "accepted.parquet", "validate")
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -76,7 +76,7 @@ def read_split(experiment: str, resample: int = 1) -> pd.DataFrame:
         UserError: validate or split has not run.
     """
     column, accepted = split_column(resample), read_accepted(experiment)
-    split = _read(artifacts.split_file(experiment), "split")[["id", column]]
+    split = read_made(artifacts.split_file(experiment), "split")[["id", column]]
     return _with_sides(accepted, split.rename(columns={column: "split"}))
 
 
@@ -87,7 +87,7 @@ def read_used(experiment: str) -> pd.DataFrame:
         UserError: validate or split has not run.
     """
     rows = read_split(experiment)
-    split = _read(artifacts.split_file(experiment), "split").drop(columns="id")
+    split = read_made(artifacts.split_file(experiment), "split").drop(columns="id")
     used = (split != "").any(axis=1).to_numpy()
     return rows[used]
 
@@ -103,7 +103,9 @@ def read_pool(experiment: str, labels: int | None) -> pd.DataFrame:
         UserError: validate or split has not run, or the pool is smaller.
     """
     rows = read_split(experiment)
-    pool = rows[["id"]].merge(_read(artifacts.pool_file(experiment), "split"), on="id", validate="one_to_one")
+    pool = rows[["id"]].merge(
+        read_made(artifacts.pool_file(experiment), "split"), on="id", validate="one_to_one"
+    )
     size = len(pool["place"]) - int((pool["place"] < 0).sum())
     if labels is not None and labels > size:
         raise UserError(
@@ -151,7 +153,7 @@ def feature_places(folder: Path, ids: pd.Series) -> NDArray[np.intp]:
     Raises:
         HeadstartError: some have none; embed is older than the split.
     """
-    index = _read(folder / FEATURE_INDEX, "embed")
+    index = read_made(folder / FEATURE_INDEX, "embed")
     places = pd.Index(index["id"]).get_indexer(pd.Index(ids))
     if (places < 0).any():
         raise HeadstartError(
@@ -160,7 +162,12 @@ def feature_places(folder: Path, ids: pd.Series) -> NDArray[np.intp]:
     return np.asarray(places)
 
 
-def _read(path: Path, step: str) -> pd.DataFrame:
+def read_made(path: Path, step: str) -> pd.DataFrame:
+    """A table that a step made.
+
+    Raises:
+        UserError: it is not there; the message names the step.
+    """
     if not path.exists():
         raise UserError(f"{path} is missing; it is made by `{step}`: run `dvc repro` or `headstart run`")
     return pd.read_parquet(path)

@@ -46,8 +46,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As scores.json has it: `1` is seed 1, `2-1` is seed 1 of the second resample."""
-        return str(self.seed) if self.resample == 1 else f"{self.resample}-{self.seed}"
+        """As scores.json has it."""
+        return artifacts.run_id(self.resample, self.seed)
 
     def __str__(self) -> str:
         resample = "" if self.resample == 1 else f" resample {self.resample}"

@@ -16,6 +16,7 @@ from PIL import Image, ImageStat
 
 from steps import artifacts, data
 from steps.errors import DataError
+from steps.images import upright
 from steps.report.sheet import MapPoint, Mistake, Suspect
 from steps.results import Results
 
@@ -48,7 +49,7 @@ class Samples:
         if path is None:
             return None
         with _opened(path) as image:
-            small = image.convert("RGB")
+            small = upright(image)
             if max(small.size) < side:  # a scan of eight pixels would be a dot
                 whole = side // max(small.size)
                 small = small.resize((small.width * whole, small.height * whole), Image.Resampling.NEAREST)

@@ -167,7 +167,7 @@ def _spread(
     seeds, items = scores.shape
     assert items >= 2, "an interval needs at least two items"
     assert np.isfinite(scores).all(), "scores must be finite"
-    table = _by_group(scores, groups)
+    table = by_group(scores, groups)
     draws = len(table)
     draw_means, item_means, value = table.mean(axis=1), table.mean(axis=0), float(table.mean())
     padded = np.concatenate([item_means, ends])
@@ -181,8 +181,13 @@ def _spread(
     return Spread(value, centre, by_items, by_draws, by_rest, draws, len(padded), bounds, seeds, items)
 
 
-def _by_group(scores: NDArray[np.float64], groups: Sequence[int] | None) -> NDArray[np.float64]:
-    """The table of independent draws: the rows of a group averaged, where there is more than one group."""
+def by_group(scores: NDArray[np.float64], groups: Sequence[int] | None) -> NDArray[np.float64]:
+    """The independent draws: the rows of a group averaged, where there is more than one group.
+
+    Args:
+        scores: one row, or one number, a run.
+        groups: the training subset of each run; None or all the same: every run is a draw of its own.
+    """
     if groups is None or len(set(groups)) == 1:
         return scores
     assert len(groups) == len(scores), "one group for each run"

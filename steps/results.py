@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from steps import artifacts, evidence, metrics, params
+from steps import artifacts, data, evidence, metrics, params
 from steps.convergence import Curve
-from steps.errors import HeadstartError, TrainingError, UserError
+from steps.errors import HeadstartError, TrainingError
 from steps.evidence import Answers, Crossed
 from steps.params import CompareSettings, IngestSettings
 
@@ -34,8 +34,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`1` is seed 1, `2-1` is seed 1 of the second resample."""
-        return str(self.seed) if self.resample == 1 else f"{self.resample}-{self.seed}"
+        """As weights and scores are told by."""
+        return artifacts.run_id(self.resample, self.seed)
 
     def validation(self, metric: str) -> float:
         """The metric on validation of the weights that were kept."""
@@ -227,7 +227,7 @@ def read_predictions(path: Path, settings: CompareSettings, classes: list[str]) 
         UserError: evaluate has not run.
         HeadstartError: an arm and seed is missing.
     """
-    parts = dict(iter(_read(path, "evaluate").groupby(["arm", "resample", "seed"], sort=False)))
+    parts = dict(iter(data.read_made(path, "evaluate").groupby(["arm", "resample", "seed"], sort=False)))
     for arm in settings.arms:
         for resample, seed in runs_of(settings):
             if (arm, resample, seed) not in parts:
@@ -248,7 +248,7 @@ def read_baselines(experiment: str, classes: list[str], tested: Crossed) -> dict
         str(name): _same_items(
             _answers(rows, f"baseline {name!r}", str(name), 0, 1, classes, "baseline"), tested, path
         )
-        for name, rows in _read(path, "baseline").groupby("baseline", sort=False)
+        for name, rows in data.read_made(path, "baseline").groupby("baseline", sort=False)
     }
 
 
@@ -265,7 +265,7 @@ def read_points(experiment: str, classes: list[str], tested: Crossed) -> dict[st
     path = folder / "predictions.parquet"
     found: dict[str, dict[int, list[Answers]]] = {}
     parts: dict[Any, pd.DataFrame] = dict(
-        iter(_read(path, "curve").groupby(["arm", "labels", "seed"], sort=False))
+        iter(data.read_made(path, "curve").groupby(["arm", "labels", "seed"], sort=False))
     )
     for (arm, labels, seed), rows in parts.items():
         what = f"arm {arm!r}, {labels} labels, seed {seed}"
@@ -299,9 +299,3 @@ def _same_items(answers: Answers, tested: Crossed, path: Path) -> Answers:
     ordered: NDArray[np.float64] = answers.probabilities[order]
     ids = [answers.ids[at] for at in order]
     return Answers(answers.arm, answers.seed, ids, answers.truth[order], ordered, answers.resample)
-
-
-def _read(path: Path, step: str) -> pd.DataFrame:
-    if not path.exists():
-        raise UserError(f"{path} is missing; it is made by `{step}`: run `dvc repro` or `headstart run`")
-    return pd.read_parquet(path)

@@ -305,10 +305,7 @@ def between(
         intervals.of_mean(scores.mean(axis=0, keepdims=True), confidence, bounds)
         for scores in (first, second)
     )
-    by_run = first.mean(axis=1) - second.mean(axis=1)
-    if groups is not None and len(set(groups)) > 1:
-        of = np.asarray(groups)
-        by_run = np.array([by_run[of == group].mean() for group in np.unique(of)])
+    by_run = intervals.by_group(first.mean(axis=1) - second.mean(axis=1), groups)
     squared = 0.0
     if len(by_run) > 1:
         quantile = float(stdtrit(len(by_run) - 1, 0.5 + confidence / 2))

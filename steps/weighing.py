@@ -82,7 +82,8 @@ def weigh(results: Results, facts: Facts, counts: Mapping[str, int]) -> dict[str
     best_arm, judged = choose(results)
     best = best_run(runs[best_arm], metric)
     first = runs[results.reference][0].journal
-    saved = labels_saved(results)
+    over_labels = curves_over_labels(results)
+    saved = labels_saved(results, over_labels)
     probe = probe_over_random(results)
     verdict = judge(results, judged, reached, saved.get(judged or ""), probe)
     gains = improvements(results)
@@ -114,7 +115,7 @@ def weigh(results: Results, facts: Facts, counts: Mapping[str, int]) -> dict[str
         "baselines": baselines(results),
         "probe": None if probe is None else iv(probe),
         "pairs": pairs(results),
-        "efficiency": efficiency_of(results, saved),
+        "efficiency": efficiency_of(results, over_labels, saved),
         **ranking(results),
         "best_arm": best_arm,
         "best_seed": best.seed,
@@ -171,7 +172,7 @@ def judge(
     settings = results.settings
     setting = evidence.Setting(
         results.experiment,
-        results.runs[results.reference][0].journal["train_labels"],
+        own_budget(results),
         settings.training.epochs,
         results.metric,
         settings.evaluation.confidence,
@@ -404,62 +405,68 @@ def _best_of(results: Results, means: Mapping[str, float], start: str) -> float 
 # ------------------------------------------------------------------------------------------ efficiency
 
 
-def budgets(results: Results) -> dict[str, list[Point]]:
-    """The points of every arm's curve over the number of labels, the experiment's own budget among them."""
-    metric, found = results.metric, {}
-    own = results.runs[results.reference][0].journal["train_labels"]
+def curves_over_labels(results: Results) -> dict[str, dict[int, NDArray[np.float64]]]:
+    """By arm and label budget what each seed said of the test split, shape (seeds, items, classes).
+
+    The experiment's own budget is among them, with the seeds that the others have. Budgets rise.
+    """
+    crossed, own, found = results.crossed, own_budget(results), {}
     for arm, points in results.points.items():
-        seeds = sorted(answers.seed for answers in next(iter(points.values())))
-        mine = [
-            value
-            for value, seed, resample in zip(
-                results.crossed.values(arm, metric), results.crossed.seeds, results.crossed.resamples,
-                strict=True,
-            )
-            if resample == 1 and seed in seeds
-        ]  # fmt: skip
-        others = [Point(labels, _values(results, answers)) for labels, answers in points.items()]
-        found[arm] = sorted([*others, Point(own, mine)], key=lambda point: point.labels)
+        said = {
+            labels: {answers.seed: answers.probabilities for answers in of_labels}
+            for labels, of_labels in points.items()
+        }
+        seeds = sorted(next(iter(said.values())))
+        first = {seed: at for at, seed in enumerate(crossed.seeds) if crossed.resamples[at] == 1}
+        said[own] = {seed: crossed.probabilities[arm][first[seed]] for seed in seeds}
+        found[arm] = {labels: np.stack([of[seed] for seed in seeds]) for labels, of in sorted(said.items())}
     return found
 
 
-def _values(results: Results, answers: Sequence[evidence.Answers]) -> list[float]:
-    ordered = sorted(answers, key=lambda one: one.seed)
-    return [metrics.score(results.metric, results.crossed.truth, one.probabilities) for one in ordered]
+def own_budget(results: Results) -> int:
+    """The labels that every arm is trained on beside the curve."""
+    labels: int = results.runs[results.reference][0].journal["train_labels"]
+    return labels
 
 
-def labels_saved(results: Results) -> dict[str, Saved]:
+def values_of(results: Results, said: NDArray[np.float64]) -> list[float]:
+    """The metric of each seed."""
+    return [metrics.score(results.metric, results.crossed.truth, one) for one in said]
+
+
+def labels_saved(
+    results: Results, curves: Mapping[str, Mapping[int, NDArray[np.float64]]]
+) -> dict[str, Saved]:
     """By arm, how many labels the reference would need to be as good, beyond those the arm had."""
-    found = budgets(results)
-    if results.reference not in found:
+    if results.reference not in curves:
         return {}
-    own = results.runs[results.reference][0].journal["train_labels"]
-    confidence = results.settings.evaluation.confidence
-    higher = metrics.HIGHER_IS_BETTER[results.metric]
+    own, confidence = own_budget(results), results.settings.evaluation.confidence
+    points = [Point(labels, values_of(results, said)) for labels, said in curves[results.reference].items()]
     return {
         arm: efficiency.saved(
-            found[results.reference],
-            next(point for point in points if point.labels == own),
+            points,
+            Point(own, values_of(results, budgets[own])),
             confidence,
-            higher,
+            metrics.HIGHER_IS_BETTER[results.metric],
         )
-        for arm, points in found.items()
+        for arm, budgets in curves.items()
         if arm != results.reference
     }
 
 
-def efficiency_of(results: Results, saved: Mapping[str, Saved]) -> dict[str, Any] | None:
+def efficiency_of(
+    results: Results, curves: Mapping[str, Mapping[int, NDArray[np.float64]]], saved: Mapping[str, Saved]
+) -> dict[str, Any] | None:
     """The curves over the number of labels; None where there are none."""
-    found = budgets(results)
-    if not found:
+    if not curves:
         return None
-    own = results.runs[results.reference][0].journal["train_labels"]
+    one_arm = next(iter(curves.values()))
     return {
-        "labels": [point.labels for point in next(iter(found.values()))],
-        "seeds": len(next(iter(found.values()))[0].values),
+        "labels": list(one_arm),
+        "seeds": len(next(iter(one_arm.values()))),
         "arms": [
-            {"arm": arm, "points": [_point(results, arm, point, own) for point in points]}
-            for arm, points in found.items()
+            {"arm": arm, "points": [_point(results, labels, said) for labels, said in budgets.items()]}
+            for arm, budgets in curves.items()
         ],
         "saved": [
             {
@@ -474,26 +481,17 @@ def efficiency_of(results: Results, saved: Mapping[str, Saved]) -> dict[str, Any
     }
 
 
-def _point(results: Results, arm: str, point: Point, own: int) -> dict[str, Any]:
+def _point(results: Results, labels: int, said: NDArray[np.float64]) -> dict[str, Any]:
     """A point with its interval over seeds and test items."""
     metric, truth = results.metric, results.crossed.truth
-    if point.labels == own:
-        at = [
-            index
-            for index, value in enumerate(results.crossed.values(arm, metric))
-            if value in point.values and results.crossed.resamples[index] == 1
-        ]
-        scores = results.crossed.scores(arm, metric)[at[: len(point.values)]]
-    else:
-        answers = results.points[arm][point.labels]
-        scores = np.stack([metrics.per_item(metric, truth, one.probabilities) for one in answers])
+    scores = np.stack([metrics.per_item(metric, truth, one) for one in said])
     found = intervals.of_mean(scores, results.settings.evaluation.confidence, metrics.BOUNDS[metric])
     return {
-        "labels": point.labels,
+        "labels": labels,
         "mean": found.value,
         "ci_low": found.low,
         "ci_high": found.high,
-        "values": list(point.values),
+        "values": values_of(results, said),
     }
 
 

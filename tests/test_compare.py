@@ -244,6 +244,28 @@ def test_looks_at_the_test_split_are_counted_over_runs_baselines_and_points(clon
     assert weighed("made-up")["test_ledger"]["scored"] == 77
 
 
+def test_a_curve_of_fewer_seeds_takes_the_same_ones_at_the_experiments_own_budget(clone: Path) -> None:
+    evaluated.make(Made(budgets=(50, 200), items=80))
+    path = artifacts.curve_dir("made-up") / "predictions.parquet"
+    frame = pd.read_parquet(path)
+    frame[frame["seed"] != 2].to_parquet(path, index=False)
+    # Seed 2 scores as seed 1 does: it must not be taken for it, or for seed 3.
+    path = evaluated.predictions_of("made-up")
+    frame = pd.read_parquet(path)
+    for arm in ("scratch", "frozen", "full"):
+        of_arm = frame["arm"] == arm
+        one, two = (frame.index[of_arm & (frame["seed"] == seed)] for seed in (1, 2))
+        frame.loc[two, "probabilities"] = frame.loc[one, "probabilities"].to_numpy()
+    frame.to_parquet(path, index=False)
+    found = weighed("made-up")
+    for of_arm in found["efficiency"]["arms"]:
+        own = next(point for point in of_arm["points"] if point["labels"] == 100)
+        values = next(arm["values"] for arm in found["arms"] if arm["arm"] == of_arm["arm"])
+        assert own["values"] == [values[0], values[2]]
+        assert own["mean"] == pytest.approx(np.mean(own["values"]))
+    assert found["efficiency"]["seeds"] == 2
+
+
 def test_without_budgets_there_is_no_curve(clone: Path) -> None:
     found = weigh(Made(items=60))
     assert found["efficiency"] is None

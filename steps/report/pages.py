@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from steps import metrics
+from steps import artifacts, metrics
 from steps.report import charts, palette, wording
 from steps.report.pictures import Pictures
 from steps.report.sheet import MapPoint, Mistake, Sheet
@@ -251,7 +251,7 @@ def model_card(comparison: Mapping[str, Any]) -> str:
         licence=licence(comparison, best),
         base_model=base_model(comparison, best),
         datasets=datasets(comparison),
-        run=run_name(comparison["best_resample"], comparison["best_seed"]),
+        run=artifacts.run_id(comparison["best_resample"], comparison["best_seed"]),
     )
 
 
@@ -282,11 +282,6 @@ def datasets(comparison: Mapping[str, Any]) -> list[str]:
         str(origin[key]) for key in ("repo", "dataset", "path") if HUB_ID.fullmatch(str(origin.get(key)))
     )
     return [one for one, _ in zip(found, range(1), strict=False)]
-
-
-def run_name(resample: int, seed: int) -> str:
-    """A run's name in `weights_sha256`: the seed, behind the resample when that is not the first."""
-    return str(seed) if resample == 1 else f"{resample}-{seed}"
 
 
 # ------------------------------------------------------------------------------------------ templates

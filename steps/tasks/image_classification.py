@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from steps import pixels
 from steps.artifacts import read_json
 from steps.errors import DataError
+from steps.images import upright
 from steps.params import Machine, Model, Validation
 from steps.tasks import Content, Expectation
 
@@ -176,7 +177,7 @@ class ImageSamples:
         assert not isinstance(content, str)
         try:
             with _open(content) as image:
-                square = ImageOps.fit(_upright(image), (self.side, self.side), Image.Resampling.BICUBIC)
+                square = ImageOps.fit(upright(image), (self.side, self.side), Image.Resampling.BICUBIC)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             name = content if isinstance(content, Path) else "the bytes given"
             raise DataError(f"{name}: is no image we can read: {' '.join(str(error).split())}") from None
@@ -204,17 +205,6 @@ def _open(content: Path | bytes, any_size: bool = False) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as its camera says, transparency on white; decodes the whole file."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
-
-
 def _fact(path: Path, max_pixels: int) -> dict[str, Any]:
     """What one file tells; `perceptual` is the 64-bit hash of how it looks."""
     fact: dict[str, Any] = dict.fromkeys(FACTS)
@@ -223,7 +213,7 @@ def _fact(path: Path, max_pixels: int) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"), _open(path, any_size=True) as image:
             fact["width"], fact["height"] = image.size
             if image.width * image.height <= max_pixels:
-                pixels = _upright(image)
+                pixels = upright(image)
                 digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes())
                 fact["perceptual"] = int(str(imagehash.phash(pixels)), 16)
                 fact["content"] = digest.hexdigest()
