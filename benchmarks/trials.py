@@ -8,7 +8,7 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from steps import data, freezing, loop, trainable
+from steps import data, freezing, inference, trainable
 from steps.loop import Fitted
 from steps.network import Network, Probe
 from steps.params import Arm, Params, TrainSettings
@@ -52,7 +52,7 @@ def train(job: Job, seed: int) -> Trial:
 
 def test_probabilities(job: Job, model: Network | Probe) -> NDArray[np.float32]:
     """What a network says of the test split, shape (items, classes)."""
-    return loop.predict(model, trainable.inputs(job, model, 0, "test"), job.device)
+    return inference.probabilities(model, trainable.inputs(job, model, 0, "test"), job.device)
 
 
 def test_truth(job: Job) -> NDArray[np.int64]:

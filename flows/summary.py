@@ -9,8 +9,6 @@ from typing import Any
 
 from steps.artifacts import registration_file, report_dir
 
-PERCENT = ("accuracy", "macro_f1")
-SHOWN = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 # Stands where a result says nothing: never reached, not measured, or older than the measure.
 NOTHING = "-"
 
@@ -57,6 +55,7 @@ class Summary:
         model: the registered model as one line, or None where it is not registered.
         tracking_uri: of the MLflow store it is registered in, or None.
         is_new: the last run made this version of the model.
+        counted: what the samples that arms are trained on are called.
     """
 
     experiment: str
@@ -69,6 +68,7 @@ class Summary:
     model: str | None
     tracking_uri: str | None
     is_new: bool = False
+    counted: str = "labels"
 
 
 def read(experiment: str) -> Summary | None:
@@ -79,11 +79,15 @@ def read(experiment: str) -> Summary | None:
     found = _json(report_dir(experiment) / "comparison.json")
     if found is None:
         return None
+    from steps.metrics import (
+        METRICS,
+    )  # it brings numpy, which the command line does without until there is a result
+
     name = str(found["metric"]["name"])
     registered = _json(registration_file(experiment))
     return Summary(
         experiment,
-        SHOWN.get(name, name) + (" in %" if name in PERCENT else ""),
+        METRICS[name].shown + (" in %" if METRICS[name].percent else ""),
         _about(found),
         str(found.get("reference", NOTHING)),
         tuple(_row(arm, found, name) for arm in found["arms"]),
@@ -92,6 +96,7 @@ def read(experiment: str) -> Summary | None:
         _model(registered) if registered else None,
         str(registered["tracking_uri"]) if registered else None,
         bool(registered and registered.get("new")),
+        _counted(found),
     )
 
 
@@ -114,7 +119,7 @@ def _section(found: Summary) -> str:
     reference = escaped(found.reference)
     names = (
         "arm", f"{escaped(found.metric)}, mean and interval", f"over {reference}", "call", "epochs to target",
-        f"times sooner than {reference}", "labels saved", "tuning trials",
+        f"times sooner than {reference}", f"{found.counted} saved", "tuning trials",
     )  # fmt: skip
     lines = [
         f"### {escaped(found.experiment)}",
@@ -170,12 +175,22 @@ def _about(found: dict[str, Any]) -> str:
     """What was measured on what, as far as the result says it."""
     seeds, resamples = len(found.get("seeds", ())), found.get("resamples", 1)
     told = [
-        (found.get("train_labels"), "training label"),
+        (found.get("train_labels"), f"training {_counted(found).removeprefix('labelled ')}"[:-1]),
         (found.get("test_size"), "test item"),
         (seeds, "seed"),
         (resamples if resamples > 1 else None, "resample"),
     ]
-    return ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in told if count)
+    said = [f"{count:,} {what}{'s' * (count != 1)}" for count, what in told if count]
+    if found.get("test_groups"):
+        said[1] += f" in {found['test_groups']:,} groups"
+    return ", ".join(said)
+
+
+def _counted(found: dict[str, Any]) -> str:
+    """What the samples that arms are trained on are called; a result of an earlier release is of labels."""
+    from steps.report.wording import counted
+
+    return counted(found.get("task", "image-classification"))
 
 
 def _interval(metric: str, value: float, low: float, high: float, sign: str = "") -> str:
@@ -183,10 +198,12 @@ def _interval(metric: str, value: float, low: float, high: float, sign: str = ""
 
 
 def _figure(metric: str, value: float, sign: str = "") -> str:
+    from steps.metrics import METRICS
+
+    about = METRICS[metric]
+    scaled, digits = (100 * value, 1) if about.percent else (value, about.digits)
     # Adding 0.0 turns a rounded -0.0 into 0.0.
-    if metric in PERCENT:
-        return f"{round(100 * value, 1) + 0.0:{sign}.1f}"
-    return f"{round(value, 3) + 0.0:{sign}.3f}"
+    return f"{round(scaled, digits) + 0.0:{sign}.{digits}f}"
 
 
 def _times(ratio: float) -> str:

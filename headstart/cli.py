@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -150,6 +151,25 @@ def rank(experiment: ExperimentName) -> None:
             if outcome.how == "ran":
                 console.out(f"{stage}: {outcome.last_line}", highlight=False)
     raise typer.Exit(_step("rank", experiment))
+
+
+@app.command()
+def pin(
+    experiment: ExperimentName,
+    candidates: Annotated[bool, typer.Option("--candidates", help="Those of `candidates:` too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if something moved.")] = False,
+) -> None:
+    """Pin an experiment's pretrained weights: newest revision, hash and licence into params.yaml."""
+    enter_clone()
+    from headstart.pin import show
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "rows.json"
+        options = ["--candidates"] * candidates + ["--check"] * check
+        code = _step("pin", experiment, *options, "--report", str(report))
+        if report.exists():
+            show(_console(), report, check=check)
+    raise typer.Exit(code)
 
 
 @app.command()

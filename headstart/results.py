@@ -78,7 +78,7 @@ def columns_of(summary: Summary) -> list[Column]:
         Column("call", [clean(row.call) for row in rows], 2),
         Column("epochs\nto target", [clean(row.epochs) for row in rows], 3, "right"),
         Column("times\nsooner", [clean(row.sooner) for row in rows], 5, "right"),
-        Column("labels\nsaved", [clean(row.saved) for row in rows], 4, "right"),
+        Column(f"{summary.counted}\nsaved", [clean(row.saved) for row in rows], 4, "right"),
         Column("tuning\ntrials", [clean(row.trials) for row in rows], 6, "right"),
     ]
     return [column for column in columns if column.rank == 0 or set(column.cells) != {"-"}]

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from steps.kinds import KINDS
 from steps.settings import Settings, suggest
 
-Library = Literal["timm", "transformers"]
+Library = Literal["timm", "transformers", "vectors", "savedmodel"]
 Start = Literal["pretrained", "random"]
 Tune = Literal["all", "head", "biases", "norms", "lora", "gradual", "pattern"]
 Augmentation = Literal["flip", "crop", "randaugment"]
@@ -192,6 +193,24 @@ RATES: dict[Library, dict[Kind, tuple[float, float]]] = {
         "biases": (0.001, 0.001),
         "norms": (0.001, 0.001),
         "lora": (0.001, 0.001),
+    },
+    # A table of words and a shallow encoder: nothing deep that a large step could upset.
+    "vectors": {
+        "random": (0.005, 0.005),
+        "head": (0.03, 0.03),
+        "all": (0.01, 0.001),
+        "biases": (0.01, 0.01),
+        "norms": (0.01, 0.01),
+        "lora": (0.01, 0.01),
+    },
+    # The network runs in another framework and stays as it is: the rate is a head's, whatever is asked.
+    "savedmodel": {
+        "random": (0.003, 0.003),
+        "head": (0.003, 0.003),
+        "all": (0.003, 0.003),
+        "biases": (0.003, 0.003),
+        "norms": (0.003, 0.003),
+        "lora": (0.003, 0.003),
     },
 }
 
@@ -503,18 +522,34 @@ def _of_the_rest(arm: Choices) -> list[str]:
 
 
 IMAGES_ONLY = ("mixup", "cutmix", "augment")
+# What weighs, smooths, mixes or draws by classes, and what solves for a classifier's head.
+CLASSES_ONLY = (
+    "mixup", "cutmix", "label_smoothing", "class_weights", "balanced_sampling", "head_first",
+)  # fmt: skip
 
 
 def misfits(arm: Arm, task: str, epochs: int) -> list[str]:
     """Mistakes of an arm in an experiment: what does not go with its task or its epochs."""
-    mistakes = []
-    if task == "text-classification":
+    kind, mistakes = KINDS[task], []
+    leave = "leave the arm out of this experiment with `null`, or change the key here"
+    if kind.content == "text":
         mistakes += [
-            f"`{name}` is for images, not for task {task}: leave the arm out of this experiment with "
-            "`null`, or change the key here"
+            f"`{name}` is for images, not for task {task}: {leave}"
             for name in IMAGES_ONLY
             if getattr(arm, name)
         ]
+    elif arm.augment and kind.gives != "pooled":
+        mistakes.append(f"`augment` would move the images and not the targets of task {task}: {leave}")
+    if not kind.classified:
+        mistakes += [
+            f"`{name}` needs one class for each sample, which task {task} has not: {leave}"
+            for name in CLASSES_ONLY
+            if getattr(arm, name) and not (name in IMAGES_ONLY and kind.content == "text")
+        ]
+        if arm.solver == "lbfgs":
+            mistakes.append(f"`solver: lbfgs` solves for a classifier's head, not for task {task}: {leave}")
+    if arm.head == "mlp" and kind.gives != "pooled":
+        mistakes.append(f"`head: mlp` is a classifier's; task {task} has a head of its own: {leave}")
     if arm.tune == "gradual" and arm.thaw_every >= epochs:
         mistakes.append(
             f"`thaw_every: {arm.thaw_every}` thaws nothing in {epochs} epoch{'s' * (epochs != 1)}: lower it "

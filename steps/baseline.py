@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from steps import artifacts, classical, data, entry, ledger, metrics, params
+from steps import answers, artifacts, classical, data, entry, ledger, metrics, params, tasks
 from steps.classical import Baseline, Sides
 from steps.errors import DataError
+from steps.kinds import KINDS
 from steps.params import BaselineSettings
 
 ABOUT = {
@@ -37,6 +38,7 @@ MOST_POINTS, COMPONENTS, FEWEST_POINTS, STEPS = 1500, 50, 30, 500
 PERPLEXITY, SEED = 30.0, 0
 # Suspicious labels: components of the features, and how many are told at most.
 SUSPECT_COMPONENTS, MOST_SUSPECTS = 64, 50
+OF_SUSPECTS = ("id", "split", "label", "suggested", "confidence")
 
 
 def baseline(experiment: str) -> None:
@@ -48,6 +50,9 @@ def baseline(experiment: str) -> None:
     """
     settings = params.read_settings(BaselineSettings, artifacts.settings_file(experiment, "baseline"))
     rows = data.read_split(experiment)
+    if not KINDS[settings.task].classified:
+        of_targets(experiment, settings, rows)
+        return
     classes = data.classes_of(rows)
     used = rows[rows["split"] != ""].reset_index(drop=True)
     labels = data.label_indices(used["label"], classes)
@@ -73,6 +78,56 @@ def baseline(experiment: str) -> None:
     entry.say(summary(found, labels[(used["split"] == "test").to_numpy()], settings, len(doubted)))
 
 
+# --------------------------------------------------------------------------------- tasks without classes
+
+
+def of_targets(experiment: str, settings: BaselineSettings, rows: pd.DataFrame) -> None:
+    """The same folder for a task whose targets are no classes: its own baselines, and the map.
+
+    There are no labels that features could suit, or that could be doubted: the ranking and the table of
+    suspicious labels are empty.
+    """
+    task = tasks.get(settings.task)
+    used, classes = rows[rows["split"] != ""].reset_index(drop=True), task.classes(rows)
+    test = used[used["split"] == "test"]
+    features = data.read_features(artifacts.features_dir(experiment), used["id"])
+    import sklearn.manifold  # noqa: F401
+
+    with threadpool_limits(limits=1), artifacts.new_folder(artifacts.baseline_dir(experiment)) as folder:
+        found = task.baselines(used, classes, artifacts.data_dir(experiment))
+        told = {name: answers.columns(task, test, one.said, classes) for name, one in found.items()}
+        write_answers(told, test["id"], KINDS[task.name].metrics, folder / "predictions.parquet")
+        about = [{"name": name, "about": one.about, "chosen": {}} for name, one in found.items()]
+        artifacts.write_json(folder / "baseline.json", {"baselines": about, "ranking": []})
+        write(draw_map(features, used), folder / "map.parquet")
+        write(pd.DataFrame(columns=list(OF_SUSPECTS)), folder / "suspects.parquet")
+        record(experiment, settings, used, list(found))
+    metric = settings.evaluation.metric
+    values = {name: float(np.mean(columns[f"{answers.SHARE}{metric}"])) for name, columns in told.items()}
+    said = ", ".join(f"{name} {metrics.figure(metric, value)}" for name, value in values.items())
+    entry.say(f"baselines, {metrics.SHOWN[metric]} on {len(test)} test items: {said or 'none'}")
+
+
+def write_answers(
+    told: dict[str, dict[str, Any]], ids: pd.Series, names: tuple[str, ...], path: Path
+) -> None:
+    """A row for each baseline and test sample: id, baseline, predicted, and its share in every metric."""
+    types = {"id": pa.string(), "baseline": pa.string(), "predicted": pa.string()}
+    schema = pa.schema(types | {f"{answers.SHARE}{name}": pa.float64() for name in names})
+    tables = [
+        pa.table(
+            {
+                "id": list(ids),
+                "baseline": [name] * len(ids),
+                **{key: list(one) for key, one in columns.items()},
+            },
+            schema,
+        )
+        for name, columns in told.items()
+    ]
+    pq.write_table(pa.concat_tables(tables) if tables else schema.empty_table(), path, compression="zstd")
+
+
 # ------------------------------------------------------------------------------------------- what there is
 
 
@@ -87,8 +142,12 @@ def read_sources(experiment: str, settings: BaselineSettings, used: pd.DataFrame
         "features": data.read_features(folder, used["id"]),
         "random": data.read_features(folder, used["id"], data.RANDOM_FEATURES),
     }
-    if settings.task == "text-classification":
-        return found | {"texts": used["text"].to_numpy(dtype=object)}
+    if KINDS[settings.task].content == "text":
+        # Of two texts the words of both.
+        texts = used["text"].str.cat(used["pair"].fillna(""), sep=" ").str.strip()
+        return found | {
+            "texts": (texts if used["pair"].notna().any() else used["text"]).to_numpy(dtype=object)
+        }
     files = [artifacts.data_dir(experiment) / str(path) for path in used["path"]]
     try:
         return found | {"pixels": classical.pixels(files)}

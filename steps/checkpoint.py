@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
 
-from steps import network
+from steps import network, params, tasks
 from steps.artifacts import read_json, sha256_file
 from steps.errors import HeadstartError
+from steps.kinds import KINDS
 from steps.network import Network
+from steps.params import Arm, Model
 
 WEIGHTS, JOURNAL, HISTORY = "model.safetensors", "run.json", "history.csv"
 
@@ -46,8 +48,9 @@ def load_network(folder: Path, pretrained: Path) -> Network:
     journal = read_journal(folder)
     _check_bytes(folder, journal)
     only_head = journal["weights"] == "head"
-    backbone = network.build_backbone(pretrained, pretrained=only_head)
-    model = Network(backbone, *_head(journal))
+    gives = KINDS[journal["task"]].gives
+    backbone = network.build_backbone(pretrained, pretrained=only_head, gives=gives)
+    model = Network(backbone, _head(journal, backbone))
     network.load_exactly(model.head if only_head else model, load_file(folder / WEIGHTS), str(folder))
     return model.eval()
 
@@ -62,15 +65,16 @@ def load_head(folder: Path, features: int) -> nn.Module:
     journal = read_journal(folder)
     _check_bytes(folder, journal)
     assert journal["weights"] == "head", folder
-    head = network.build_head(features, *_head(journal))
+    head = _head(journal, network.Width(features))
     network.load_exactly(head, load_file(folder / WEIGHTS), str(folder))
     return head.eval()
 
 
-def _head(journal: dict[str, Any]) -> tuple[int, float, Literal["linear", "mlp"]]:
-    """Classes, dropout and kind of the head."""
-    settings = journal["settings"]
-    return len(journal["classes"]), settings["model"]["dropout"], settings["arm"]["head"]
+def _head(journal: dict[str, Any], backbone: Any) -> nn.Module:  # noqa: ANN401 - a backbone, or only its width
+    """The head of a training, with random weights."""
+    model = params.parse(Model, journal["settings"]["model"], JOURNAL)
+    arm = params.parse(Arm, journal["settings"]["arm"], JOURNAL)
+    return tasks.get(journal["task"]).head(backbone, journal["classes"], model, arm)
 
 
 def _check_bytes(folder: Path, journal: dict[str, Any]) -> None:

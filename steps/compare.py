@@ -40,6 +40,7 @@ def compare(experiment: str) -> None:
         mistakes=exhibits.mistakes(found, samples),
         suspects=suspects,
         duplicates=duplicates,
+        cases=exhibits.cases(found, samples, best, at),
     )
     write(found, sheet)
     history.record(comparison, datetime.now(UTC), history.file_of(experiment))
@@ -51,7 +52,8 @@ def compare(experiment: str) -> None:
 def write(found: Results, sheet: Sheet) -> None:
     """Write the folder of the experiment's report."""
     comparison: dict[str, Any] = sheet.comparison
-    counts = weighing.confusion_counts(found, comparison["best_arm"])
+    best = comparison["best_arm"]
+    counts = weighing.confusion_counts(found, best) if found.kind.classified else None
     with artifacts.new_folder(artifacts.report_dir(found.experiment)) as folder:
         artifacts.write_json(folder / "comparison.json", comparison)
         table_of_curves(found).to_csv(folder / "curves.csv", index=False, lineterminator="\n")

@@ -163,8 +163,7 @@ def area(
 ) -> Estimate:
     """The best validation value so far, averaged over the epochs: near 1 is soon good and good at last.
 
-    Accuracy and macro-F1 count as they are. A log-loss x counts as exp(-x), the geometric mean of the
-    probability given to the true class: it is between 0 and 1 too, and higher is better. A run that
+    What lies between 0 and 1 counts as it is, everything else as what does too, see `_share`. A run that
     stopped early keeps the best it had.
 
     Args:
@@ -175,13 +174,28 @@ def area(
         groups: the training subset of each run; with more than one, the runs of a subset are averaged first.
     """
     best = _table(curves, metric, epochs)
-    each = (best if metrics.HIGHER_IS_BETTER[metric] else np.exp(-best)).mean(axis=1)
+    each = _share(best, metric).mean(axis=1)
     by_run = intervals.by_group(each, groups)
     value, runs = float(by_run.mean()), len(by_run)
     if runs == 1:
         return Estimate(value, None, None)
     half = float(stdtrit(runs - 1, 0.5 + confidence / 2) * by_run.std(ddof=1)) / math.sqrt(runs)
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+
+
+def _share(values: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
+    """Values of any metric between 0 and 1, higher is better.
+
+    A loss x counts as exp(-x): of a log-loss that is the geometric mean of the probability given to the true
+    class. A perplexity x counts as 1 / x, the same of tokens. A PSNR of x dB counts as the peak's part of
+    peak and squared error, 1 / (1 + 10^(-x / 10)).
+    """
+    low, high = metrics.BOUNDS[metric]
+    if math.isfinite(high):
+        return values
+    if math.isfinite(low):
+        return 1 / values if metric == "perplexity" else np.exp(-values)
+    return np.asarray(1 / (1 + 10 ** (-values / 10)))
 
 
 def _ratios(

@@ -11,18 +11,15 @@ another arm trains what is new, and nothing else.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from steps import artifacts, data, entry, ledger, params
+from steps import answers, artifacts, data, entry, ledger, metrics, params
 from steps.errors import UserError
 from steps.params import CurveSettings, EmbedSettings, TrainSettings
 
@@ -30,6 +27,8 @@ if TYPE_CHECKING:
     from steps.trainable import Job
 
 PREDICTIONS, POINTS, LOOKS = "predictions.parquet", "points.json", "looks.json"
+# Of a finished point.
+POINT, SAID = "point.json", "said.parquet"
 
 
 def curve(experiment: str) -> None:
@@ -96,27 +95,22 @@ def _at(plan: Plan, labels: int) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     short = sorted(set(rows["label"]) - set(rows["label"][rows["split"] == "train"]))
     if short:
         raise UserError(f"curve.labels: {labels} leaves no sample of class {short[0]!r}; raise it")
-    test, classes = rows[rows["split"] == "test"], data.classes_of(rows)
+    test = rows[rows["split"] == "test"]
     found = []
     for arm in plan.settings.arms:
         for seed in plan.settings.seeds:
-            point, probabilities = _point(plan, arm, seed, labels, rows)
+            point, said = _point(plan, arm, seed, labels, rows)
             frame = pd.DataFrame(
-                {
-                    "id": test["id"].to_numpy(), "arm": arm, "labels": labels, "seed": seed,
-                    "label": test["label"].to_numpy(),
-                    "predicted": np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)],
-                    "probabilities": list(probabilities),
-                }
-            )  # fmt: skip
+                {"id": test["id"].to_numpy(), "arm": arm, "labels": labels, "seed": seed, **said}
+            )
             found.append((point, frame))
     return found
 
 
 def _point(
     plan: Plan, arm: str, seed: int, labels: int, rows: pd.DataFrame
-) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """One training: what it was, and its probabilities on the test split, shape (items, classes)."""
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """One training: what it was, and what it says of the test split, as columns."""
     from steps import trainable
 
     settings = _settings(plan.experiment, arm, seed)
@@ -124,12 +118,11 @@ def _point(
     settings = settings.model_copy(update={"training": training})
     job = trainable.load(plan.experiment, arm, settings, rows=rows, features_folder=plan.features)
     digest = artifacts.sha256_json(trainable.run_key(job, seed))[:12]
-    path = artifacts.points_dir(plan.experiment) / f"{arm}-{labels}-{seed}-{digest}.npz"
+    path = artifacts.points_dir(plan.experiment) / f"{arm}-{labels}-{seed}-{digest}"
     if not path.exists():
         _train(job, seed, labels, path)
-    with np.load(path) as kept:
-        point: dict[str, Any] = json.loads(str(kept["point"]))
-        return point, kept["probabilities"]
+    point: dict[str, Any] = artifacts.read_json(path / POINT, "curve")
+    return point, pd.read_parquet(path / SAID)
 
 
 def _settings(experiment: str, arm: str, seed: int) -> TrainSettings:
@@ -173,16 +166,16 @@ def _features(experiment: str, settings: CurveSettings) -> Path:
 
 def _train(job: Job, seed: int, labels: int, path: Path) -> None:
     """Train one network, score it on the test split, and keep what came of it."""
-    from steps import freezing, loop, trainable
+    from steps import freezing, trainable
 
     label = f"{job.experiment}/{job.arm_name}, {labels} labels, seed {seed}"
-    model = trainable.build(job, seed)
-    steps = job.settings.training.epochs * len(job.batches("train", job.features("train")))
+    model, training = trainable.build(job, seed), job.settings.training
+    steps = training.epochs * data.batches_of(len(job.part("train")), training.batch_size)
     with entry.Progress(label, steps) as progress:
         fitted = trainable.fit(job, model, seed, log=lambda values, step: progress.reached(step))
     if job.arm.tune == "lora":
         freezing.merge_lora(model)
-    probabilities = loop.predict(model, trainable.inputs(job, model, 0, "test"), job.device)
+    said = job.task.predict(model, trainable.inputs(job, model, 0, "test"), job.ask(job.device))
     point = {
         "arm": job.arm_name,
         "labels": labels,
@@ -193,12 +186,15 @@ def _train(job: Job, seed: int, labels: int, path: Path) -> None:
         "best": fitted.best,
         "seconds": round(fitted.seconds, 3),
     }
-    ledger.record(job.experiment, ledger.test_sha256(job.part("test")), [f"curve/{path.stem}"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with artifacts.new_file(path) as partial:
-        np.savez(partial, probabilities=probabilities, point=json.dumps(point))
-    accuracy = fitted.best["validation_accuracy"]
-    entry.say(f"{label}: validation accuracy {accuracy:.3f}, {fitted.seconds:.1f} s")
+    test = job.part("test")
+    ledger.record(job.experiment, ledger.test_sha256(test), [f"curve/{path.name}"])
+    with artifacts.new_folder(path) as folder:
+        artifacts.write_json(folder / POINT, point)
+        table = pd.DataFrame(answers.columns(job.task, test, said, job.classes))
+        table.to_parquet(folder / SAID, index=False)
+    metric = job.kind.metrics[0]
+    value = fitted.best[f"validation_{metric}"]
+    entry.say(f"{label}: validation {metrics.SHOWN[metric]} {value:.3f}, {fitted.seconds:.1f} s")
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,12 @@ MANIFEST = "manifest.parquet"
 SPLITS = ("train", "validation", "test")
 # Of embed's folder.
 FEATURES, RANDOM_FEATURES, FEATURE_INDEX = "features.npy", "random.npy", "index.parquet"
-# The manifest, one row a sample. `source` says where in the raw data the sample was found.
-COLUMNS = ("id", "path", "text", "label", "sha256", "size", "source", "split", "group")
+# The manifest, one row a sample. `source` says where in the raw data the sample was found. `pair` is the second
+# text of tasks that have two; `target`, JSON, is what is to be predicted where that is more than a class. Then
+# `label` is only what splits are stratified by.
+COLUMNS = (
+    "id", "path", "text", "pair", "label", "target", "sha256", "size", "source", "split", "group",
+)  # fmt: skip
 PREDICT_BATCH = 64
 # Batches sorted by length together: more would pad little less and mix the epoch worse.
 BUCKET = 50
@@ -180,9 +184,8 @@ def classes_of(accepted: pd.DataFrame) -> list[str]:
 
 def fingerprint(rows: pd.DataFrame) -> str:
     """SHA-256 of which contents are used, with which labels, in which split; the order does not matter."""
-    lines = sorted(
-        f"{row.sha256} {row.label} {row.split}" for row in rows[["sha256", "label", "split"]].itertuples()
-    )
+    known = rows[["sha256", "label", "target", "split"]].itertuples(index=False, name=None)
+    lines = sorted(" ".join(part for part in row if isinstance(part, str)) for row in known)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -211,6 +214,18 @@ class Samples(Protocol):
             view: None for the samples as they are; a number for that augmented view of each, which depends on
                 the sample and the number alone. Where there is no augmentation every view is the sample.
         """
+        ...
+
+
+class Targets(Protocol):
+    """What is to be learnt of samples, where it is more than a class; in the samples' order."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def batch(self, indices: list[int], view: int | None = None) -> Tensor | dict[str, Tensor]:
+        """Collated, the samples first in every tensor; `view` as in `Samples.batch`."""
         ...
 
 
@@ -262,23 +277,33 @@ class FeatureSamples:
 
 
 class Batches:
-    """Labelled samples, cut into batches.
+    """Samples with their targets, cut into batches.
 
     Args:
         samples: the inputs.
-        labels: class index of each, shape (samples,), int64.
+        targets: class index of each, shape (samples,), int64; or targets of another kind.
         batch_size: samples in a batch.
         balanced: in training, draw samples with replacement, every class as often as any other (on average).
     """
 
-    def __init__(self, samples: Samples, labels: Tensor, batch_size: int, balanced: bool = False) -> None:
-        assert len(samples) == len(labels), (len(samples), len(labels))
-        self.samples, self.labels, self.batch_size = samples, labels, batch_size
+    def __init__(
+        self, samples: Samples, targets: Tensor | Targets, batch_size: int, balanced: bool = False
+    ) -> None:
+        assert len(samples) == len(targets), (len(samples), len(targets))
+        self.samples, self.targets, self.batch_size = samples, targets, batch_size
         self.balanced = balanced
+
+    @property
+    def labels(self) -> Tensor:
+        """Class index of each sample, shape (samples,), of a classifier."""
+        import torch
+
+        assert isinstance(self.targets, torch.Tensor)
+        return self.targets
 
     def __len__(self) -> int:
         """Batches in an epoch of training; a last batch of one joins the one before."""
-        return len(_training_cut(list(range(len(self.labels))), self.batch_size))
+        return batches_of(len(self.targets), self.batch_size)
 
     def order(self, generator: torch.Generator) -> list[list[int]]:
         """The batches of one epoch: every sample once, or when balanced as many draws as there are samples.
@@ -296,27 +321,36 @@ class Batches:
         import torch
 
         if not self.balanced:
-            found: list[int] = torch.randperm(len(self.labels), generator=generator).tolist()
+            found: list[int] = torch.randperm(len(self.targets), generator=generator).tolist()
             return found
         share = 1 / torch.bincount(self.labels).double()
         drawn = torch.multinomial(share[self.labels], len(self.labels), replacement=True, generator=generator)
         return drawn.tolist()
 
-    def batch(self, indices: list[int], view: int | None = None) -> tuple[Inputs, Tensor]:
-        """The inputs at these places, or a view of each, and their labels."""
-        return self.samples.batch(indices, view), self.labels[indices]
+    def batch(self, indices: list[int], view: int | None = None) -> tuple[Inputs, Any]:
+        """The inputs at these places, or a view of each, and their targets: a tensor, or several by name."""
+        import torch
 
-    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
+        if isinstance(self.targets, torch.Tensor):
+            return self.samples.batch(indices, view), self.targets[indices]
+        return self.samples.batch(indices, view), self.targets.batch(indices, view)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Inputs, Any]]:
         """One epoch in random order."""
         return self._iterate(self.order(generator))
 
-    def in_order(self) -> Iterator[tuple[Inputs, Tensor]]:
+    def in_order(self) -> Iterator[tuple[Inputs, Any]]:
         """All samples in their own order."""
-        return self._iterate(in_turn(len(self.labels), self.batch_size))
+        return self._iterate(in_turn(len(self.targets), self.batch_size))
 
-    def _iterate(self, batches: list[list[int]]) -> Iterator[tuple[Inputs, Tensor]]:
+    def _iterate(self, batches: list[list[int]]) -> Iterator[tuple[Inputs, Any]]:
         for indices in batches:
             yield self.batch(indices)
+
+
+def batches_of(samples: int, size: int) -> int:
+    """Batches in an epoch of training."""
+    return len(_training_cut(list(range(samples)), size))
 
 
 def _cut(order: list[int], size: int) -> list[list[int]]:

@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from steps import (
+    answers,
     artifacts,
     checkpoint,
     data,
     entry,
     evidence,
     features,
+    inference,
     ledger,
-    loop,
     metrics,
     network,
     occlusion,
@@ -30,10 +31,12 @@ from steps import (
     tasks,
 )  # fmt: skip
 from steps.errors import HeadstartError
+from steps.kinds import KINDS, Kind
 from steps.params import EvaluateSettings
 
 # The most confident ones are looked at.
 MISTAKES = 12
+OF_MISTAKES = ("id", "arm", "resample", "seed", "label", "predicted", "confidence", "tokens")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Scene:
     @cached_property
     def classes(self) -> list[str]:
         """In the order of the networks' outputs."""
-        return data.classes_of(self.rows)
+        return self.task.classes(self.rows)
 
     @cached_property
     def pretrained(self) -> Path:
@@ -81,6 +84,16 @@ class Scene:
     def task(self) -> tasks.Task:
         """What kind of data it is."""
         return tasks.get(self.settings.task)
+
+    @property
+    def kind(self) -> Kind:
+        """The few facts about the task."""
+        return KINDS[self.settings.task]
+
+    @property
+    def ask(self) -> tasks.Ask:
+        """How samples are predicted."""
+        return tasks.Ask(self.classes, self.settings.model, self.device, pretrained=self.pretrained)
 
     @property
     def runs(self) -> list[Run]:
@@ -106,7 +119,7 @@ class Scene:
         return tasks.contents(self.task, self.part(split), artifacts.data_dir(self.experiment))
 
     def inputs(self, split: str) -> tuple[data.Samples, data.FeatureSamples]:
-        """What a whole network is fed of a split, and what a head alone is."""
+        """What a whole network is fed of a split, and what a head on pooled features is."""
         whole = self.task.samples(self.contents(split), self.settings.model, self.pretrained)
         frozen = features.read(artifacts.features_dir(self.experiment), self.part(split)["id"])
         return whole, frozen
@@ -133,38 +146,42 @@ def evaluate(experiment: str) -> None:
         mistakes(scene, best_run(scene), tested).to_parquet(folder / "mistakes.parquet", index=False)
         found = {"classes": scene.classes, "test_size": len(scene.part("test")), "arms": scores}
         artifacts.write_json(folder / "scores.json", found)
-        artifacts.write_json(folder / "metrics.json", means(scores))
+        artifacts.write_json(folder / "metrics.json", means(scores, scene.kind))
         artifacts.write_json(folder / "looks.json", written_down(scene))
 
 
-def predictions(scene: Scene, split: str) -> dict[Run, NDArray[np.float32]]:
-    """Probabilities (samples, classes) of every model on a split.
+def predictions(scene: Scene, split: str) -> dict[Run, tasks.Said]:
+    """What every model says of a split.
 
     Raises:
-        HeadstartError: some are not finite.
+        HeadstartError: probabilities or scores are not finite.
     """
     whole, frozen = scene.inputs(split)
-    found: dict[Run, NDArray[np.float32]] = {}
+    truths = scene.task.truths(scene.part(split))
+    found: dict[Run, tasks.Said] = {}
     for run in scene.runs:
-        model, samples = model_and_samples(scene.folder(run), scene.pretrained, whole, frozen)
-        found[run] = loop.predict(model, samples, scene.device)
-        if not np.isfinite(found[run]).all():
-            raise HeadstartError(f"{run}: probabilities on {split} are not finite; train the arm again")
+        model, samples = model_and_samples(scene, run, whole, frozen)
+        said = scene.task.predict(model, samples, scene.ask)
+        shares = scene.task.scores(truths, said, scene.classes)
+        if not all(np.isfinite(one).all() for one in shares.values()):
+            raise HeadstartError(f"{run}: what it says of {split} is not finite; train the arm again")
+        found[run] = said
     return found
 
 
 def model_and_samples(
-    folder: Path, pretrained: Path, whole: data.Samples, frozen: data.FeatureSamples
+    scene: Scene, run: Run, whole: data.Samples, frozen: data.FeatureSamples
 ) -> tuple[torch.nn.Module, data.Samples]:
     """A trained head with the features computed before, or a network with the samples themselves."""
-    if checkpoint.read_journal(folder)["weights"] == "head":
+    folder, pretrained = scene.folder(run), scene.pretrained
+    if scene.kind.gives == "pooled" and checkpoint.read_journal(folder)["weights"] == "head":
         return checkpoint.load_head(folder, frozen.features.shape[1]), frozen
     return checkpoint.load_network(folder, pretrained), whole
 
 
-def table(scene: Scene, split: str, found: dict[Run, NDArray[np.float32]]) -> pd.DataFrame:
+def table(scene: Scene, split: str, found: dict[Run, tasks.Said]) -> pd.DataFrame:
     """Predictions of all models, one row for each model and sample."""
-    rows, classes = scene.part(split), np.asarray(scene.classes, dtype=object)
+    rows = scene.part(split)
     frames = [
         pd.DataFrame(
             {
@@ -172,41 +189,45 @@ def table(scene: Scene, split: str, found: dict[Run, NDArray[np.float32]]) -> pd
                 "arm": run.arm,
                 "resample": run.resample,
                 "seed": run.seed,
-                "label": rows["label"].to_numpy(),
-                "predicted": classes[probabilities.argmax(axis=1)],
-                "probabilities": list(probabilities),
+                **answers.columns(scene.task, rows, said, scene.classes),
             }
         )
-        for run, probabilities in found.items()
+        for run, said in found.items()
     ]
     return pd.concat(frames, ignore_index=True)
 
 
-def scores_of(scene: Scene, tested: dict[Run, NDArray[np.float32]], arm: str) -> dict[str, Any]:
+def scores_of(scene: Scene, tested: dict[Run, tasks.Said], arm: str) -> dict[str, Any]:
     """The metrics of every run of an arm, by the run's name."""
-    truth = data.label_indices(scene.part("test")["label"], scene.classes)
     found = {}
-    for run, probabilities in tested.items():
+    for run, said in tested.items():
         if run.arm == arm:
-            found[run.name] = metrics.summary(truth, probabilities.astype(np.float64), scene.classes)
-            entry.say(f"{scene.experiment}/{run}: {told(found[run.name])}")
+            found[run.name] = summary(scene, said)
+            entry.say(f"{scene.experiment}/{run}: {told(found[run.name], scene.kind)}")
     return found
 
 
-def means(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+def summary(scene: Scene, said: tasks.Said) -> dict[str, Any]:
+    """The metrics of one model; of a classifier those of each class too."""
+    rows = scene.part("test")
+    if scene.kind.classified:
+        truth = data.label_indices(rows["label"], scene.classes)
+        return metrics.summary(truth, np.asarray(said, dtype=np.float64), scene.classes)
+    shares = scene.task.scores(scene.task.truths(rows), said, scene.classes)
+    return {name: float(shares[name].mean()) for name in scene.kind.metrics}
+
+
+def means(scores: dict[str, dict[str, Any]], kind: Kind) -> dict[str, dict[str, float]]:
     """Means over runs, for `dvc metrics show`."""
     return {
-        arm: {
-            name: float(np.mean([summary[name] for summary in runs.values()]))
-            for name in metrics.HIGHER_IS_BETTER
-        }
+        arm: {name: float(np.mean([found[name] for found in runs.values()])) for name in kind.metrics}
         for arm, runs in scores.items()
     }
 
 
-def told(summary: dict[str, Any]) -> str:
+def told(found: dict[str, Any], kind: Kind) -> str:
     """The metrics of one model in words."""
-    return ", ".join(f"{name.replace('_', '-')} {summary[name]:.3f}" for name in metrics.HIGHER_IS_BETTER)
+    return ", ".join(f"{metrics.SHOWN[name]} {found[name]:.3f}" for name in kind.metrics)
 
 
 def written_down(scene: Scene) -> dict[str, Any]:
@@ -237,17 +258,23 @@ def best_run(scene: Scene) -> Run:
 
 def _merit(scene: Scene, run: Run, metric: str) -> tuple[float, float]:
     kept = checkpoint.read_journal(scene.folder(run))["best"]
-    return float(kept[f"validation_{metric}"]), float(kept["validation_log_loss"])
+    return float(kept[f"validation_{metric}"]), float(kept[f"validation_{scene.kind.loss}"])
 
 
-def mistakes(scene: Scene, run: Run, tested: dict[Run, NDArray[np.float32]]) -> pd.DataFrame:
-    """The test items that the model is wrong about and surest of; of texts the words that speak for it."""
-    probabilities, rows = tested[run], scene.part("test")
+def mistakes(scene: Scene, run: Run, tested: dict[Run, tasks.Said]) -> pd.DataFrame:
+    """The test items that the model is wrong about and surest of; of texts the words that speak for it.
+
+    None where the task has no classes: there the report shows what was said beside what is true.
+    """
+    rows = scene.part("test")
+    if not scene.kind.classified:
+        return pd.DataFrame(columns=list(OF_MISTAKES))
+    probabilities = np.asarray(tested[run])
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != data.label_indices(rows["label"], scene.classes))
     chosen = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:MISTAKES]
     words: list[list[tuple[str, float]]] = [[] for _ in chosen]
-    if scene.task.column == "text" and len(chosen):
+    if scene.kind.columns == ("text",) and len(chosen):
         texts = [str(text) for text in rows["text"].to_numpy()[chosen]]
         words = words_that_mattered(scene, run, texts, predicted[chosen].tolist())
     return pd.DataFrame(
@@ -275,13 +302,13 @@ def words_that_mattered(
     def predict(asked: list[str]) -> NDArray[np.float32]:
         folder = scene.folder(run)
         if checkpoint.read_journal(folder)["weights"] != "head":
-            return loop.predict(
+            return inference.probabilities(
                 checkpoint.load_network(folder, scene.pretrained), samples(asked), scene.device
             )
         backbone = network.build_backbone(scene.pretrained, pretrained=True)
         rows = features.compute(backbone, samples(asked), scene.device)
         head = checkpoint.load_head(folder, rows.shape[1])
-        return loop.predict(head, data.FeatureSamples(rows), scene.device)
+        return inference.probabilities(head, data.FeatureSamples(rows), scene.device)
 
     return occlusion.weights(texts, classes, _words_read(scene, texts, samples), predict)
 

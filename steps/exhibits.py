@@ -1,4 +1,4 @@
-"""What the report shows of the samples themselves: the map of embeddings, mistakes, suspicious labels."""
+"""What the report shows of the samples: the map of embeddings, mistakes or cases, suspicious labels."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
-from steps import artifacts, data
+from steps import artifacts, data, metrics, slices, tasks
 from steps.errors import DataError
 from steps.images import upright
-from steps.report.sheet import MapPoint, Mistake, Suspect
+from steps.report import wording
+from steps.report.sheet import MapPoint, Mistake, Suspect, Told
 from steps.results import Results
 
 # Sides of thumbnails, in pixels: in a gallery, and in the map where there are hundreds.
 LARGE, SMALL = 96, 40
 # Characters of a text that a reader of the map sees.
 EXCERPT = 160
+# Test items that are shown of those that score worst, and of those that score as most do.
+WORST = TYPICAL = 6
+# Of the order among equals.
+SEED = 6
 # Reading more images than these for a slice takes longer than all the rest.
 MEASURED = 2000
 
@@ -91,20 +96,81 @@ def _opened(path: Path) -> Image.Image:
 def points(results: Results, samples: Samples, arm: str, at: int) -> list[MapPoint]:
     """Every sample of the map, with what one run of an arm said of it where it is in the test split."""
     places = pd.read_parquet(artifacts.baseline_dir(results.experiment) / "map.parquet")
-    said = results.crossed.probabilities[arm][at].argmax(axis=1)
-    predicted = {
-        name: results.classes[index] for name, index in zip(results.crossed.ids, said.tolist(), strict=True)
-    }
+    predicted: dict[str, str] = {}
+    scored: dict[str, str] = {}
+    if results.kind.classified:
+        said = results.crossed.probabilities[arm][at].argmax(axis=1).tolist()
+        predicted = {
+            name: results.classes[index] for name, index in zip(results.crossed.ids, said, strict=True)
+        }
+    else:
+        scores = results.crossed.scores(arm, results.metric)[at].tolist()
+        scored = {
+            name: share_in_words(results.metric, score)
+            for name, score in zip(results.crossed.ids, scores, strict=True)
+        }
     found = []
     for name, x, y in zip(places["id"], places["x"], places["y"], strict=True):
         row = samples.rows.loc[name]
+        label = str(row["label"]) if isinstance(row["label"], str) else ""
         found.append(
             MapPoint(
-                float(x), float(y), str(row["label"]), predicted.get(name), str(row["split"]),
-                samples.thumbnail(name, SMALL), samples.text(name),
+                float(x), float(y), label, predicted.get(name), str(row["split"]),
+                samples.thumbnail(name, SMALL), samples.text(name), scored.get(name, ""),
             )
         )  # fmt: skip
     return found
+
+
+def share_in_words(metric: str, share: float) -> str:
+    """What one item has of a metric, e.g. `SQuAD F1 40.0 %`."""
+    what = metrics.SHOWN[metric] if metric in slices.MEANS else f"share in {metrics.SHOWN[metric]}"
+    return f"{what} {wording.level(share, metric)}{wording.unit(metric)}"
+
+
+def cases(results: Results, samples: Samples, arm: str, at: int) -> list[Told]:
+    """The test items that score worst with one run of an arm, and typical ones; none of a classifier.
+
+    Raises:
+        DataError: a sample cannot be read.
+    """
+    if results.kind.classified:
+        return []
+    run, task = results.runs[arm][at], tasks.get(results.settings.task)
+    scores = results.crossed.scores(arm, results.metric)[at]
+    path = artifacts.evaluation_dir(results.experiment) / "predictions.parquet"
+    told = data.read_made(path, "evaluate")
+    mine = (told["arm"] == arm) & (told["resample"] == run.resample) & (told["seed"] == run.seed)
+    said = dict(zip(told["id"][mine], told["predicted"][mine], strict=True))
+    worst, typical = chosen(scores, metrics.HIGHER_IS_BETTER[results.metric])
+    names = [results.crossed.ids[place] for place in worst + typical]
+    rows = samples.rows.loc[names].reset_index()
+    found = []
+    for place, name, row in zip(worst + typical, names, rows.itertuples(), strict=True):
+        case = task.case(row, json.loads(said[name]), artifacts.data_dir(results.experiment))
+        found.append(
+            Told(
+                name, place in worst, share_in_words(results.metric, float(scores[place])),
+                case.truth, case.predicted, case.pictures, case.marks,
+            )
+        )  # fmt: skip
+    return found
+
+
+def chosen(scores: NDArray[np.float64], higher_is_better: bool) -> tuple[list[int], list[int]]:
+    """The places of the items that score worst, the worst first, and of those nearest to the median.
+
+    Equals are told apart by an order drawn once and for all, for the first ones may all be of one kind.
+
+    Args:
+        scores: shape (items,).
+        higher_is_better: of the scores.
+    """
+    order = np.random.default_rng(SEED).permutation(len(scores))
+    drawn = scores[order]
+    worst = order[np.argsort(drawn if higher_is_better else -drawn, kind="stable")][:WORST].tolist()
+    near = order[np.argsort(np.abs(drawn - np.median(scores)), kind="stable")].tolist()
+    return worst, [place for place in near if place not in worst][:TYPICAL]
 
 
 def mistakes(results: Results, samples: Samples) -> list[Mistake]:

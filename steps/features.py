@@ -37,6 +37,8 @@ KEY = "features.json"
 ACTIVATIONS, OFFSETS, ENTRY = "activations.npy", "offsets.npy", "entry.json"
 # To be raised when entries are laid out another way.
 FORMAT = 1
+# How the inputs of a decoder begin.
+FOR_DECODER = "decoder_"
 DTYPE = "float32"
 # Smaller entries are read into memory as a whole.
 IN_MEMORY = 2**30
@@ -146,10 +148,14 @@ class PrefixSamples:
         stored: the distinct contents' activations.
         places: which of the distinct contents each sample is.
         views: how many of each are stored, 0 for a plain one.
+        beside: the raw samples, where they have texts for a decoder, which no frozen layer has read yet.
     """
 
-    def __init__(self, stored: Stored, places: NDArray[np.intp], views: int) -> None:
+    def __init__(
+        self, stored: Stored, places: NDArray[np.intp], views: int, beside: Samples | None = None
+    ) -> None:
         self.stored, self.places, self.views = stored, places, max(views, 1)
+        self.beside = beside
         self.lengths: list[int] | None = None
         if stored.offsets is not None:
             self.lengths = np.diff(stored.offsets)[places].tolist()
@@ -161,10 +167,17 @@ class PrefixSamples:
         """The activations at these places; `view` counts on after the last one from the first."""
         places = self.places[indices]
         if self.stored.offsets is not None:
-            return self._texts(places, self.stored.offsets)
+            return self._texts(places, self.stored.offsets) | self._for_decoder(indices)
         rows = places * self.views + (view or 0) % self.views
         found = torch.from_numpy(np.take(self.stored.activations, rows, axis=0))
         return found.permute(0, 3, 1, 2) if found.ndim == 4 else found
+
+    def _for_decoder(self, indices: list[int]) -> dict[str, Tensor]:
+        if self.beside is None:
+            return {}
+        inputs = self.beside.batch(indices)
+        assert isinstance(inputs, dict), "texts"
+        return {name: tensor for name, tensor in inputs.items() if name.startswith(FOR_DECODER)}
 
     def _texts(self, places: NDArray[np.intp], offsets: NDArray[np.int64]) -> dict[str, Tensor]:
         starts, stops = offsets[places], offsets[places + 1]
@@ -270,7 +283,7 @@ class PrefixCache:
             DataError: activations are not finite.
         """
         assert len(hashes) == len(samples), (len(hashes), len(samples))
-        assert cut in backbone.cuts[1:], (cut, backbone.cuts)
+        assert cut in backbone.storable[1:], (cut, backbone.storable)
         found = np.unique(np.asarray(hashes, dtype=str), return_index=True, return_inverse=True)
         distinct, firsts, places = found
         parts = {
@@ -281,6 +294,8 @@ class PrefixCache:
             "device": device.type,
             "dtype": DTYPE,
             "format": FORMAT,
+            # Below the top it makes no difference what the top gives.
+            "gives": backbone.gives if cut == backbone.cuts[-1] else None,
             "torch": torch.__version__,
             "transform": transform,
             "views": views,
@@ -289,7 +304,9 @@ class PrefixCache:
         prefix = Prefix(backbone, cut, samples, firsts.tolist(), views, device)
         stored = self._open(sha256_json(parts), parts, prefix, progress)
         progress(len(samples))
-        return PrefixSamples(stored, places, views)
+        # Texts for a decoder pass the lower layers unread.
+        beside = samples if backbone.family.decoder else None
+        return PrefixSamples(stored, places, views, beside)
 
     def _open(
         self, name: str, parts: dict[str, Any], prefix: Prefix, progress: Callable[[int], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from steps import families
 from steps.arms import Arm, Lora
 from steps.errors import HeadstartError, UserError
 from steps.network import Layer, Network, Probe
 
-NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 BACKBONE = "backbone.model."
 
 
@@ -27,15 +27,43 @@ def freeze(network: Network, arm: Arm) -> None:
     2022); with `tune: gradual` the backbone starts frozen and `thaw` frees it layer by layer.
 
     Raises:
-        UserError: more layers are frozen than there are, a pattern matches nothing, or LoRA has no module
-            to work on.
+        UserError: more layers are frozen than there are, a pattern matches nothing, LoRA has no module to
+            work on, or the backbone has nothing of what is to be tuned, or no blocks with weights of their
+            own.
     """
+    _refuse_shared(network, arm)
     layers = network.backbone.layers
     bottom = bottom_layers(arm, len(layers))
     network.requires_grad_(False)
     network.head.requires_grad_(True)
     for parameter in _chosen(network, arm, layers[bottom:]):
         parameter.requires_grad_(True)
+    if arm.tune != "gradual" and not any(one.requires_grad for one in network.parameters()):
+        raise UserError(
+            f"nothing would train: the head upon {network.backbone.name!r} has no weights of its own (they "
+            "are the embeddings'), and the arm freezes the backbone; take `tune: lora` or `tune: all`"
+        )
+
+
+def _refuse_shared(network: Network, arm: Arm) -> None:
+    """Refuse what treats layers apart where they have their weights in common.
+
+    Raises:
+        UserError: the arm asks for it.
+    """
+    asked = {
+        "freeze_bottom": arm.freeze_bottom != 0,
+        "reinit_top": arm.reinit_top > 0,
+        "layer_decay": arm.layer_decay < 1,
+        "tune: gradual": arm.tune == "gradual",
+    }
+    if network.backbone.family.shared and any(asked.values()):
+        choice = next(name for name, wanted in asked.items() if wanted)
+        raise UserError(
+            f"{choice} does not work with {network.backbone.name!r}: all its blocks share one set of "
+            "weights, so that the bottom cannot be treated apart from the top: take another arm, such as "
+            "`tune: all`, `head` or `lora`"
+        )
 
 
 def bottom_layers(arm: Arm, layers: int) -> int:
@@ -67,17 +95,35 @@ def _chosen(network: Network, arm: Arm, layers: list[Layer]) -> list[nn.Paramete
         return _inject_lora(network, arm.lora or Lora(), layers)
     among = {id(parameter) for parameter in candidates}
     if arm.tune == "norms":
-        norms = [module for module in network.backbone.modules() if isinstance(module, NORMS)]
-        return [one for norm in norms for one in norm.parameters(recurse=False) if id(one) in among]
+        norms = [module for module in network.backbone.modules() if families.is_norm(module)]
+        of_norms = [one for norm in norms for one in norm.parameters(recurse=False) if id(one) in among]
+        _check_any(of_norms, network, "normalisation layers with weights")
+        return of_norms
     named = [
         (name.removeprefix(BACKBONE), parameter)
         for name, parameter in network.named_parameters()
         if id(parameter) in among
     ]
     if arm.tune == "biases":  # Ben Zaken et al., BitFit, 2022
-        return [parameter for name, parameter in named if name.split(".")[-1] == "bias"]
+        # An LSTM's are called bias_ih_l0 and the like.
+        biases = [parameter for name, parameter in named if name.split(".")[-1].startswith("bias")]
+        _check_any(biases, network, "biases")
+        return biases
     assert arm.tune == "pattern", arm.tune
     return _matching(named, arm.patterns)
+
+
+def _check_any(chosen: Sequence[object], network: Network, what: str) -> None:
+    """Without them the head alone would train, and the arm be another than it says.
+
+    Raises:
+        UserError: nothing was chosen.
+    """
+    if not chosen:
+        raise UserError(
+            f"{network.backbone.name!r} has no {what} that could be tuned: choose another `tune`, "
+            "such as `head`"
+        )
 
 
 def _matching(named: list[tuple[str, nn.Parameter]], patterns: tuple[str, ...]) -> list[nn.Parameter]:
@@ -100,12 +146,12 @@ def _inject_lora(network: Network, lora: Lora, layers: list[Layer]) -> list[nn.P
     names = [
         name
         for name, module in model.named_modules()
-        if id(module) in inside
-        and isinstance(module, nn.Linear | nn.Conv2d)
-        and _is_target(name, module, lora)
+        if id(module) in inside and _is_matrix(module) and _is_target(name, module, lora)
     ]
+    if lora.targets is None:
+        _check_any(names, network, "linear layers or convolutions of images")
     if not names:
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        linear = [name for name, module in model.named_modules() if _is_matrix(module)]
         wanted = ", ".join(lora.targets or ())
         last = sorted({name.split(".")[-1] for name in linear})
         near = difflib.get_close_matches(wanted, last, n=3, cutoff=0.4) or last[:5]
@@ -114,10 +160,19 @@ def _inject_lora(network: Network, lora: Lora, layers: list[Layer]) -> list[nn.P
         )
     before = {id(parameter) for parameter in model.parameters()}
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=names,
+        bias="none",
+        fan_in_fan_out=any(families.is_transposed(model.get_submodule(name)) for name in names),
     )
     inject_adapter_in_model(config, model)
     return [parameter for parameter in model.parameters() if id(parameter) not in before]
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return families.is_linear(module) or isinstance(module, nn.Conv2d)
 
 
 def _is_target(name: str, module: nn.Module, lora: Lora) -> bool:
@@ -172,7 +227,7 @@ def is_frozen(layer: Layer) -> bool:
 
 
 def boundary(network: Network, drawn_anew: int = 0) -> int:
-    """The deepest cut of the backbone below which nothing trains, and all is as it was pretrained.
+    """The deepest cut that can be kept below which nothing trains, and all is as it was pretrained.
 
     Args:
         network: with its layers frozen.
@@ -183,7 +238,7 @@ def boundary(network: Network, drawn_anew: int = 0) -> int:
         if not is_frozen(layer):
             break
         frozen += 1
-    return max(cut for cut in network.backbone.cuts if cut <= frozen)
+    return max(cut for cut in network.backbone.storable if cut <= frozen)
 
 
 def train_mode(network: nn.Module) -> None:

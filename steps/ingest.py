@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -76,14 +77,16 @@ def _rows(samples: Iterator[RawSample], folder: Path) -> Iterator[dict[str, Any]
     for sample in samples:
         path = None
         if sample.content is None or isinstance(sample.content, str):
-            size, sha256 = _text_facts(sample.content or "")
+            size, sha256 = _text_facts(sample.content or "", sample.pair)
         else:
             path, size, sha256 = _store(sample.content, folder)
         yield {
             "id": _name(sample, sha256, taken),
             "path": path,
             "text": sample.content if path is None else None,
+            "pair": sample.pair,
             "label": sample.label,
+            "target": _target(sample, folder),
             "sha256": sha256,
             "size": size,
             "source": sample.source,
@@ -107,8 +110,19 @@ def _name(sample: RawSample, sha256: str, taken: set[str]) -> str:
     return name
 
 
-def _text_facts(text: str) -> tuple[int, str]:
-    encoded = text.encode("utf-8")
+def _target(sample: RawSample, folder: Path) -> str | None:
+    """The target as JSON, its files stored beside the samples; None where the label says it all."""
+    if sample.target is None:
+        return None
+    stored = {key: _store(content, folder)[0] for key, content in sample.files.items()}
+    assert not stored or isinstance(sample.target, dict)
+    target = sample.target | stored if stored else sample.target
+    return json.dumps(target, ensure_ascii=False, sort_keys=True)
+
+
+def _text_facts(text: str, pair: str | None) -> tuple[int, str]:
+    # No text holds this sign between two texts: it would be no sign of a text.
+    encoded = (text if pair is None else f"{text}\0{pair}").encode("utf-8")
     return len(encoded), hashlib.sha256(encoded).hexdigest()
 
 

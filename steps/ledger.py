@@ -20,12 +20,13 @@ from steps import artifacts
 
 
 def test_sha256(rows: pd.DataFrame) -> str:
-    """SHA-256 of which contents with which labels are tested; the order does not matter.
+    """SHA-256 of which contents with which labels or targets are tested; the order does not matter.
 
     Args:
-        rows: of the test split, with `sha256` and `label`.
+        rows: of the test split, with `sha256`, `label` and `target`.
     """
-    lines = sorted(f"{row.sha256} {row.label}" for row in rows[["sha256", "label"]].itertuples())
+    known = rows[["sha256", "label", "target"]].itertuples(index=False, name=None)
+    lines = sorted(" ".join(part for part in row if isinstance(part, str)) for row in known)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """The loop: fit a network on batches, and predict with it. It knows no files and no servers.
 
-Shapes: a batch of `b` samples gives logits (b, classes); labels are class indices (b,), int64. Inputs are
-images or texts, or, beyond a cut, the stored activations of a frozen prefix.
+Shapes: of a classifier a batch of `b` samples gives logits (b, classes), and targets are class indices (b,),
+int64; of other tasks both are what head and criterion agree on, the samples first. Inputs are images or texts,
+or, beyond a cut, the stored activations of a frozen prefix.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from steps import freezing, metrics, probing
 from steps.averaging import Ema, Soup, State, copied, put
-from steps.data import PREDICT_BATCH, Batches, Samples, by_length, to_device
+from steps.data import Batches, in_turn, to_device
 from steps.errors import TrainingError
+from steps.inference import autocast, probabilities
 from steps.network import Inputs, Network, Probe
-from steps.objective import Objective
 from steps.params import Arm, Machine, Training
 from steps.resume import flatten_optimizer, restore_optimizer
 from steps.schedule import warmup_cosine
+from steps.tasks import Criterion
 
 # Called with values and the number of steps taken: after every step, and with `epoch` after every epoch.
 Log = Callable[[dict[str, float], int], None]
+# Validation metrics of a network: given it, the batches, the device, the cut and the precision.
+Judge = Callable[[nn.Module, Batches, torch.device, int, str], dict[str, float]]
 # A training of so many seconds is kept when it is done, however long ago it was kept last.
 WORTH_KEEPING = 10.0
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,25 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: what does not depend on the seed."""
+    """How to train: what does not depend on the seed.
+
+    Attributes:
+        arm: what trains, at which rate.
+        training: the budget.
+        objective: the loss.
+        machine: where to compute, in which precision and parts.
+        judge: gives the validation metrics of an epoch, by name as `validation_<name>`.
+        loss: the one of them, without the prefix, that says which epoch is best: the lowest.
+    """
 
     arm: Arm
     training: Training
-    objective: Objective
+    objective: Criterion
     machine: Machine = field(default_factory=Machine)
+    judge: Judge = lambda network, batches, device, cut, precision: judge(
+        network, batches, device, cut, precision
+    )
+    loss: str = "log_loss"
 
 
 @dataclass(frozen=True)
@@ -185,6 +199,7 @@ class _Run:
         micro_batch: int | None,
     ) -> None:
         arm, training, machine = recipe.arm, recipe.training, recipe.machine
+        self.watched = f"validation_{recipe.loss}"
         self.network, self.stages, self.recipe = network.to(device), stages, recipe
         self.log, self.device, self.keeper = log, device, keeper
         self.micro_batch = micro_batch or training.batch_size // machine.accumulate
@@ -249,7 +264,7 @@ class _Run:
         self.order_before = self.order.get_state()
         return fed.train.order(self.order)
 
-    def step(self, inputs: Inputs, labels: Tensor, cut: int) -> None:
+    def step(self, inputs: Inputs, targets: Any, cut: int) -> None:  # noqa: ANN401 - the task's affair
         """One step of the optimizer."""
         assert self.optimizer is not None
         assert self.anchor is not None
@@ -259,7 +274,7 @@ class _Run:
             group["lr"] = group["rate"] * factor
         self.optimizer.zero_grad()
         try:
-            loss = self._backward(to_device(inputs, self.device), labels.to(self.device), cut)
+            loss = self._backward(to_device(inputs, self.device), to_device(targets, self.device), cut)
         except RuntimeError as error:
             raise self._told_of_memory(error) from error
         self.scaler.unscale_(self.optimizer)
@@ -276,15 +291,14 @@ class _Run:
         self.losses.append(loss)
         self.log({"train_loss": loss, "learning_rate": self._rate()}, self.steps)
 
-    def _backward(self, inputs: Inputs, labels: Tensor, cut: int) -> float:
+    def _backward(self, inputs: Inputs, targets: Any, cut: int) -> float:  # noqa: ANN401 - the task's affair
         """Gradients of a batch's mean loss, part by part; gives the loss."""
         objective, loss = self.recipe.objective, 0.0
-        if isinstance(inputs, Tensor):
-            inputs, labels = objective.mixed(inputs, labels)
-        for some, targets in parts(inputs, labels, self.micro_batch):
+        inputs, targets = objective.mixed(inputs, targets)
+        for some, of_them in parts(inputs, targets, self.micro_batch):
             with self.autocast():
-                logits = self.forward(some, cut)
-            share = objective.share(logits.float(), targets, labels)
+                outputs = self.forward(objective.forced(some, of_them), cut)
+            share = objective.share(in_full(outputs), of_them, targets)
             self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             loss += share.item()
         return loss
@@ -293,11 +307,11 @@ class _Run:
         """Judge the epoch, and keep its weights if they are the best."""
         with self.ema.in_place_of(self.moving) if self.ema is not None else nullcontext():
             judged = self._judge(fed)
-            loss = judged["validation_log_loss"]
+            loss = judged[self.watched]
             if not math.isfinite(loss):
                 raise self._error(f"the validation loss is not finite after epoch {self.epoch + 1}")
             self.epoch, self.position = self.epoch + 1, 0
-            if not self.best or loss < self.best["validation_log_loss"]:
+            if not self.best or loss < self.best[self.watched]:
                 self.best, self.best_epoch, self.best_state = judged, self.epoch, copied(self.moving)
             if self.soup is not None:
                 self.soup.add(loss, self.epoch, self.moving)
@@ -342,11 +356,12 @@ class _Run:
         )
 
     def _judge(self, fed: Fed) -> dict[str, float]:
-        return judge(self.network, fed.validation, self.device, fed.cut, self.recipe.machine.precision)
+        precision = self.recipe.machine.precision
+        return self.recipe.judge(self.network, fed.validation, self.device, fed.cut, precision)
 
     def _loss_of(self, state: State, fed: Fed) -> float:
         self._use(state, fed)
-        return self._judge(fed)["validation_log_loss"]
+        return self._judge(fed)[self.watched]
 
     def _use(self, state: State, fed: Fed) -> None:
         """Averaged weights need statistics of their own (Izmailov et al., SWA, 2018, section 3.2)."""
@@ -458,29 +473,36 @@ class _Run:
         )
 
 
-def parts(inputs: Inputs, targets: Tensor, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+def parts(inputs: Inputs, targets: Any, size: int) -> Iterator[tuple[Inputs, Any]]:  # noqa: ANN401 - see Criterion
     """A batch in parts of at most `size` samples, as even as can be."""
-    count = math.ceil(len(targets) / size)
+    count = math.ceil(length(inputs) / size)
     if count == 1:
         yield inputs, targets
         return
-    if isinstance(inputs, dict):
-        split = {name: tensor.tensor_split(count) for name, tensor in inputs.items()}
-        for place, some in enumerate(targets.tensor_split(count)):
-            yield {name: tensors[place] for name, tensors in split.items()}, some
-    else:
-        yield from zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
+    yield from zip(_in_parts(inputs, count), _in_parts(targets, count), strict=True)
 
 
-def autocast(device: torch.device, precision: str) -> Callable[[], Any]:
-    """A context in which matrices are multiplied in that precision.
+def length(batch: Inputs) -> int:
+    """How many samples a batch holds."""
+    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
 
-    Raises:
-        UserError: the device cannot.
-    """
-    if precision == "float32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, PRECISIONS[precision])
+
+def _in_parts(batch: Inputs, count: int) -> list[Any]:
+    if isinstance(batch, Tensor):
+        return list(batch.tensor_split(count))
+    split = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
+    return [{name: tensors[place] for name, tensors in split.items()} for place in range(count)]
+
+
+def in_full(outputs: Any) -> Any:  # noqa: ANN401 - the head's affair
+    """A network's output in float32, whatever precision it was computed in."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, dict):
+        return {name: in_full(one) for name, one in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return [in_full(one) for one in outputs]
+    return outputs
 
 
 def fit_at_once(
@@ -496,7 +518,7 @@ def fit_at_once(
     assert isinstance(inputs, Tensor), "features, no texts"
     network.to(device)
     solved = probing.solve(network.head, inputs.to(device), labels.to(device), recipe.arm, recipe.objective)
-    judged = judge(network, fed.validation, device, fed.cut)
+    judged = recipe.judge(network, fed.validation, device, fed.cut, "float32")
     seconds = perf_counter() - started
     row = {
         "epoch": 1,
@@ -539,49 +561,33 @@ def judge(
     cut: int = 0,
     precision: str = "float32",
 ) -> dict[str, float]:
-    """Validation metrics of a network: accuracy, macro-F1 and log-loss."""
-    probabilities = predict(network, batches.samples, device, cut=cut, precision=precision).astype(np.float64)
+    """Validation metrics of a classifier: accuracy, macro-F1 and log-loss."""
+    said = probabilities(network, batches.samples, device, cut=cut, precision=precision).astype(np.float64)
     truth = batches.labels.numpy()
-    return {
-        f"validation_{name}": metrics.score(name, truth, probabilities) for name in metrics.HIGHER_IS_BETTER
-    }
+    return {f"validation_{name}": metrics.score(name, truth, said) for name in metrics.OF_CLASSES}
 
 
 @torch.inference_mode()
-def predict(
+def mean_loss(
     network: nn.Module,
-    samples: Samples,
-    device: torch.device | None = None,
-    batch_size: int = PREDICT_BATCH,
-    *,
+    batches: Batches,
+    objective: Criterion,
+    device: torch.device,
     cut: int = 0,
     precision: str = "float32",
-) -> NDArray[np.float32]:
-    """Probabilities of all samples in their order, in eval mode.
-
-    Args:
-        network: takes inputs and, beyond 0, a cut; gives logits.
-        samples: images or texts, or activations after `cut` layers.
-        device: where to compute; the CPU when not given.
-        batch_size: samples at a time; texts of like length together.
-        cut: the layer that the samples' activations come out of.
-        precision: as in `machine.precision`.
-
-    Returns:
-        Shape (samples, classes), float32.
-    """
-    device = device or torch.device("cpu")
+) -> float:
+    """The mean over samples of their batch's mean loss, in eval mode."""
     network.to(device).eval()
-    found: NDArray[np.float32] | None = None
-    for indices in by_length(samples, batch_size):
-        inputs = to_device(samples.batch(indices), device)
+    objective.to(device)
+    total, count = 0.0, len(batches.targets)
+    for indices in in_turn(count, batches.batch_size):
+        inputs, targets = batches.batch(indices)
+        inputs, targets = to_device(inputs, device), to_device(targets, device)
+        inputs = objective.forced(inputs, targets)
         with autocast(device, precision)():
-            logits = network(inputs, cut) if cut else network(inputs)
-        rows = functional.softmax(logits.float(), dim=1).cpu().numpy()
-        if found is None:
-            found = np.empty((len(samples), rows.shape[1]), dtype=np.float32)
-        found[indices] = rows
-    return np.empty((0, 0), dtype=np.float32) if found is None else found
+            outputs = network(inputs, cut) if cut else network(inputs)
+        total += objective.share(in_full(outputs), targets, targets).item() * len(indices)
+    return total / count
 
 
 def _below(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

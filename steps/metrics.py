@@ -1,17 +1,65 @@
-"""Metrics of a classifier, from labels and probabilities. No torch."""
+"""What models are judged by: the table of all metrics, and those of classifiers. No torch.
+
+Whatever the task, a metric is told to the statistics as each item's share in it, see `per_item`: the mean of
+the shares is the metric, and their spread tells how sure it is.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "log_loss": False}
-# The lowest and the highest value there can be.
-BOUNDS = {"accuracy": (0.0, 1.0), "macro_f1": (0.0, 1.0), "log_loss": (0.0, math.inf)}
-SHOWN = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as readers see it.
+
+    Attributes:
+        shown: its name.
+        bounds: the lowest and the highest value there can be.
+        higher_is_better: which way is good.
+        percent: values are shown in per cent, differences in points.
+        digits: behind the point, where it is no per cent.
+    """
+
+    shown: str
+    bounds: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool = True
+    percent: bool = True
+    digits: int = 3
+
+
+METRICS = {
+    "accuracy": Metric("accuracy"),
+    "macro_f1": Metric("macro-F1"),
+    "log_loss": Metric("log-loss", (0.0, math.inf), higher_is_better=False, percent=False),
+    "micro_f1": Metric("micro-F1"),
+    "mean_average_precision": Metric("mean average precision"),
+    "coco_map": Metric("COCO mAP"),
+    "coco_map_50": Metric("mAP at IoU 0.5"),
+    "mean_iou": Metric("mean IoU"),
+    "dice": Metric("mean Dice"),
+    "entity_f1": Metric("entity F1"),
+    "token_accuracy": Metric("token accuracy"),
+    "exact_match": Metric("exact match"),
+    "squad_f1": Metric("SQuAD F1"),
+    "rouge_1": Metric("ROUGE-1"),
+    "rouge_2": Metric("ROUGE-2"),
+    "rouge_l": Metric("ROUGE-L"),
+    "loss": Metric("loss", (0.0, math.inf), higher_is_better=False, percent=False),
+    "perplexity": Metric("perplexity", (1.0, math.inf), higher_is_better=False, percent=False, digits=2),
+    "psnr": Metric("PSNR in dB", (-math.inf, math.inf), percent=False, digits=2),
+    # A metric of your own: its line goes here.
+}
+# Those of a classifier: every one of them is computed for every model.
+OF_CLASSES = ("accuracy", "macro_f1", "log_loss")
+HIGHER_IS_BETTER = {name: one.higher_is_better for name, one in METRICS.items()}
+BOUNDS = {name: one.bounds for name, one in METRICS.items()}
+SHOWN = {name: one.shown for name, one in METRICS.items()}
 # Probabilities are stored as float32; anything below its resolution is one value.
 EPSILON = 1e-7
 
@@ -25,7 +73,7 @@ def per_item(
     as in the jackknife, so that their variance over the number of items is the jackknife's variance.
 
     Args:
-        metric: a name in `HIGHER_IS_BETTER`.
+        metric: a name in `OF_CLASSES`.
         truth: class of each item, shape (items,).
         probabilities: shape (items, classes).
 
@@ -52,8 +100,20 @@ def _macro_f1_shares(
         hits, both = hit.sum() - hit, part.sum() - part
         without += np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
     without /= classes
-    value = macro_f1(truth, predicted, classes)[0]
-    return np.asarray(value + (len(truth) - 1) * (without.mean() - without))
+    return shares_of(float(macro_f1(truth, predicted, classes)[0]), without)
+
+
+def shares_of(value: float, without: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The items' shares in a metric that is no mean over items, as pseudo-values of the jackknife.
+
+    Source: Efron and Stein, The Jackknife Estimate of Variance, 1981; here the mean is the value itself, not
+    the estimate corrected for bias.
+
+    Args:
+        value: the metric of all items.
+        without: the metric when the item is left out, of each; shape (items,).
+    """
+    return np.asarray(value + (len(without) - 1) * (without.mean() - without))
 
 
 def improvement(metric: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,14 +123,16 @@ def improvement(metric: str, first: NDArray[np.float64], second: NDArray[np.floa
 
 def amount(metric: str, value: float) -> str:
     """A difference in words, e.g. `19.7 points of accuracy` or `0.312 of log-loss`."""
-    unit = "of" if metric == "log_loss" else "points of"
+    unit = "points of" if METRICS[metric].percent else "of"
     return f"{figure(metric, value)} {unit} {SHOWN[metric]}"
 
 
 def figure(metric: str, value: float) -> str:
-    """A value or difference as readers see it: per cent with one digit, log-loss with three."""
+    """A value or difference as readers see it: per cent with one digit, or with the metric's digits."""
+    about = METRICS[metric]
+    scaled, digits = (100 * value, 1) if about.percent else (value, about.digits)
     # Adding 0.0 turns a rounded -0.0 into 0.0.
-    return f"{round(value, 3) + 0.0:.3f}" if metric == "log_loss" else f"{round(100 * value, 1) + 0.0:.1f}"
+    return f"{round(scaled, digits) + 0.0:.{digits}f}"
 
 
 def macro_f1(
@@ -124,7 +186,7 @@ def summary(
             "f1": 2 * hits / (actual + said) if actual + said else 0.0,
             "support": actual,
         }
-    return {name: score(name, truth, probabilities) for name in HIGHER_IS_BETTER} | {"per_class": classes}
+    return {name: score(name, truth, probabilities) for name in OF_CLASSES} | {"per_class": classes}
 
 
 def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import os
@@ -9,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,37 +19,54 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from steps import families
 from steps.artifacts import read_json, sha256_json
 from steps.errors import UserError, WeightsError
-from steps.families import Layer, Part
+from steps.families import Layer, Part, language
 
 __all__ = [
     "Backbone",
+    "Gives",
     "ImageBackbone",
     "Inputs",
+    "LanguageHead",
     "Layer",
     "Network",
+    "Outputs",
     "Probe",
     "TextBackbone",
+    "VectorBackbone",
     "architecture",
     "build_backbone",
     "build_head",
+    "classifier",
+    "generation_model",
+    "language_head",
     "load_exactly",
     "prepare_device",
+    "probe",
     "reinitialise",
     "save_tensors",
     "state_sha256",
+    "stored",
 ]
 
 # Of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# What a backbone eats: an image batch, or a text batch as named tensors.
+# What a backbone eats: an image batch, or a text batch as named tensors; what it gives may be maps as well.
 Inputs = Tensor | dict[str, Tensor]
+Outputs = Tensor | dict[str, Tensor] | list[Tensor]
 Kind = Literal["linear", "mlp"]
+# What a backbone hands to a head: see `Backbone`.
+Gives = Literal["pooled", "tokens", "maps"]
+# What hubs call the output layer of a model that writes texts.
+LM_HEAD = "lm_head.weight"
+# The side of the square that the sizes of maps are found out with, in pixels.
+PROBED_SIDE = 64
 
 
 def prepare_device(wanted: str = "auto") -> torch.device:
@@ -100,6 +119,10 @@ class Backbone(nn.Module):
         name: tells the architecture apart from others.
         model: the library's own.
         features: how many it gives.
+        gives: what `forward` ends with. "pooled": (batch, features). "tokens": what there is before pooling,
+            of texts `{"hidden": (batch, tokens, features), "attention_mask": ...}`, of images (batch, tokens,
+            features) or (batch, channels, height, width). "maps": of images the last activations of every
+            size, the largest first, each (batch, channels, height, width).
         checkpointing: in training, keep only what passes from layer to layer and compute the rest anew in the
             backward pass (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016).
     """
@@ -108,6 +131,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.model, self.features = name, model, features
         self.family = families.of(model)
+        self.gives: Gives = "pooled"
         self.checkpointing = False
 
     @property
@@ -118,12 +142,24 @@ class Backbone(nn.Module):
     @property
     def cuts(self) -> tuple[int, ...]:
         """Where `forward` may start and stop."""
-        return self._cuts(len(self.family.parts(self.model)))
+        return self._cuts(self.family.parts(self.model))
 
-    def _cuts(self, layers: int) -> tuple[int, ...]:
-        return (0, layers) if self.family.whole else tuple(range(layers + 1))
+    @property
+    def storable(self) -> tuple[int, ...]:
+        """The cuts whose activations can be kept, to go on from them later.
 
-    def forward(self, inputs: Inputs, start: int = 0, stop: int | None = None) -> Inputs:
+        Not the top where that is made of more than what stands there: maps of several layers, or a text that
+        a decoder has read.
+        """
+        if self.gives == "maps":
+            return (0,)
+        return self.cuts[:-1] if self.family.decoder else self.cuts
+
+    def _cuts(self, parts: list[Part]) -> tuple[int, ...]:
+        inner = [] if self.family.whole else [at for at, part in enumerate(parts[:-1], start=1) if part.cut]
+        return (0, *inner, len(parts))
+
+    def forward(self, inputs: Inputs, start: int = 0, stop: int | None = None) -> Outputs:
         """Run the layers `start` to `stop`.
 
         Args:
@@ -132,18 +168,67 @@ class Backbone(nn.Module):
             stop: a cut, the pooled features when not given.
 
         Returns:
-            The activations at the cut `stop`; pooled features have shape (batch, features).
+            The activations at the cut `stop`; at the top what the backbone `gives`.
         """
         parts = self.family.parts(self.model)
         stop = len(parts) if stop is None else stop
-        assert {start, stop} <= set(self._cuts(len(parts))), (start, stop, self.cuts)
-        flow: Any = inputs
-        if self.family.channels_last and start < stop:
-            flow = flow.contiguous(memory_format=torch.channels_last)
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        assert {start, stop} <= set(self._cuts(parts)), (start, stop, self.cuts)
+        if self.gives == "maps" and stop == len(parts):
+            assert start == 0, "maps need all layers"
+            return list(self._maps(parts, inputs))
+        flow: Any = self._laid_out(inputs) if start < stop else inputs
         for part in parts[start:stop]:
-            flow = _computed_again(part, flow) if again else part(flow)
-        return flow if stop == len(parts) else families.cut_text(flow)  # type: ignore[no-any-return]
+            flow = self._run(part, flow)
+        # What is handed to a head, or stored, is without what the next layer can make again.
+        return flow if isinstance(flow, Tensor) else families.cut_text(flow)
+
+    def _laid_out(self, inputs: Inputs) -> Inputs:
+        if self.family.channels_last and isinstance(inputs, Tensor):
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _run(self, part: Part, flow: Any) -> Any:  # noqa: ANN401 - what flows from layer to layer
+        steps = part.steps(self.gives == "pooled")
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return _computed_again(part, steps, flow)
+        return families.through(steps, flow)
+
+    def _maps(self, parts: list[Part], inputs: Inputs) -> Iterator[Tensor]:
+        """The last activations of every size, largest first."""
+        flow, last = self._laid_out(inputs), None
+        for part in parts:
+            flow = self._run(part, flow)
+            assert isinstance(flow, Tensor), "maps are of images"
+            assert flow.ndim == 4, flow.shape
+            if last is not None and last.shape[2:] != flow.shape[2:]:
+                yield last
+            last = flow
+        assert last is not None
+        yield last
+
+    def map_shapes(self) -> list[tuple[int, int]]:
+        """Channels and stride (pixels of the input to one of the map) of every map, the largest first.
+
+        Raises:
+            UserError: the network cannot be cut into layers, or gives no maps.
+        """
+        if self.family.whole or self.gives != "maps":
+            raise UserError(
+                f"{self.name!r} gives no maps of several sizes: take a backbone of the families "
+                "EfficientNet, MobileNetV3, RegNet, ResNet or ConvNeXt"
+            )
+        weight = next(self.parameters())
+        first = next(module for module in self.model.modules() if isinstance(module, nn.Conv2d))
+        image = torch.zeros(1, first.in_channels, PROBED_SIDE, PROBED_SIDE, device=weight.device)
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            found = [
+                (int(one.shape[1]), PROBED_SIDE // int(one.shape[2]))
+                for one in self._maps(self.family.parts(self.model), image)
+            ]
+        self.train(training)
+        return found
 
 
 class ImageBackbone(Backbone):
@@ -163,29 +248,47 @@ class ImageBackbone(Backbone):
 
 
 class TextBackbone(Backbone):
-    """A transformers encoder with mean pooling over the real tokens; to (batch, features)."""
+    """A base model of transformers; texts as named tensors to (batch, features), or to what it `gives`.
 
-    def __init__(self, config: dict[str, Any], drop_path: float = 0.0) -> None:
-        from transformers import BertConfig, BertModel
+    Of an encoder with a decoder, pooled features are the encoder's, and the decoder is left out.
 
-        settings = BertConfig(**config)
-        # Eager attention: the fused kernels are not deterministic in their backward pass everywhere.
-        settings._attn_implementation = "eager"
-        model = BertModel(settings, add_pooling_layer=False)
+    Args:
+        config: what is in its config.json, `model_type` above all.
+        drop_path: how often the top block is left out in training; lower ones less often.
+        gives: decides whether there is a decoder.
+
+    Raises:
+        WeightsError: the layers of such a model are not known.
+    """
+
+    def __init__(self, config: dict[str, Any], drop_path: float = 0.0, gives: Gives = "pooled") -> None:
+        model = language.build(config, tokens=gives == "tokens")
         if drop_path > 0:
             families.add_stochastic_depth(model, drop_path)
-        super().__init__(f"bert-{sha256_json(config)[:12]}", model, int(settings.hidden_size))
+        super().__init__(
+            f"{config['model_type']}-{sha256_json(config)[:12]}", model, int(model.config.hidden_size)
+        )
 
 
-def _computed_again(part: Part, flow: Any) -> Any:  # noqa: ANN401 - what flows from layer to layer
+class VectorBackbone(Backbone):
+    """Vectors of words with what stands above them; texts as named tensors to (batch, features)."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        from steps.wordvectors import WordVectors
+
+        model = WordVectors(description)
+        super().__init__(f"vectors-{sha256_json(description)[:12]}", model, model.features)
+
+
+def _computed_again(part: Part, steps: tuple[families.Step, ...], flow: Any) -> Any:  # noqa: ANN401 - what flows
     """Run a layer so that the backward pass runs it again; random numbers are the same then."""
-    if not part.run:
+    if not steps:
         return flow
     if torch.compiler.is_compiling():
         # The compiler decides itself what it computes again, and updates statistics once.
-        return checkpoint(families.through, part.run, flow, use_reentrant=False)
+        return checkpoint(families.through, steps, flow, use_reentrant=False)
     contexts = partial(_contexts, part.layer().modules)
-    return checkpoint(families.through, part.run, flow, use_reentrant=False, context_fn=contexts)
+    return checkpoint(families.through, steps, flow, use_reentrant=False, context_fn=contexts)
 
 
 def _contexts(
@@ -215,28 +318,40 @@ def _statistics_kept(modules: tuple[nn.Module, ...]) -> Iterator[None]:
 
 
 class Network(nn.Module):
-    """Backbone and head."""
+    """Backbone and head.
 
-    def __init__(self, backbone: Backbone, classes: int, dropout: float, kind: Kind = "linear") -> None:
+    Args:
+        backbone: gives what the head takes.
+        head: its output is the network's: of a classifier logits, shape (batch, classes).
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = build_head(backbone.features, classes, dropout, kind)
+        self.head = head
 
-    def forward(self, inputs: Inputs, start: int = 0) -> Tensor:
-        """Logits, shape (batch, classes), of inputs as they are at the backbone's cut `start`."""
-        return self.head(self.backbone(inputs, start))  # type: ignore[no-any-return]
+    def forward(self, inputs: Inputs, start: int = 0) -> Any:  # noqa: ANN401 - the head's affair
+        """What the head makes of inputs as they are at the backbone's cut `start`."""
+        return self.head(self.backbone(inputs, start))
 
     def layers(self) -> list[Layer]:
         """All layers, bottom to top; the last is the head."""
         return [*self.backbone.layers, Layer("head", (self.head,))]
 
 
+@dataclass(frozen=True)
+class Width:
+    """What a head stands on where features were computed before: how many there are of a sample."""
+
+    features: int
+
+
 class Probe(nn.Module):
     """A head alone, for features computed before."""
 
-    def __init__(self, features: int, classes: int, dropout: float, kind: Kind = "linear") -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head = build_head(features, classes, dropout, kind)
+        self.head = head
 
     def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
         """Logits, shape (batch, classes), of features (batch, features), wherever a network would start."""
@@ -245,6 +360,16 @@ class Probe(nn.Module):
     def layers(self) -> list[Layer]:
         """The head."""
         return [Layer("head", (self.head,))]
+
+
+def classifier(backbone: Backbone, classes: int, dropout: float, kind: Kind = "linear") -> Network:
+    """A backbone with a new head on its pooled features."""
+    return Network(backbone, build_head(backbone.features, classes, dropout, kind))
+
+
+def probe(features: int, classes: int, dropout: float, kind: Kind = "linear") -> Probe:
+    """The head of a classifier alone."""
+    return Probe(build_head(features, classes, dropout, kind))
 
 
 def build_head(features: int, classes: int, dropout: float, kind: Kind = "linear") -> nn.Sequential:
@@ -262,41 +387,192 @@ def build_head(features: int, classes: int, dropout: float, kind: Kind = "linear
     return nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(features, classes))
 
 
-def build_backbone(folder: Path, *, pretrained: bool, drop_path: float = 0.0) -> Backbone:
+def build_backbone(
+    folder: Path, *, pretrained: bool, drop_path: float = 0.0, gives: Gives = "pooled"
+) -> Backbone:
     """Build the architecture `fetch` described in `folder`, with its weights or with random ones.
 
     Args:
         folder: of one pretrained reference.
         pretrained: with its weights.
         drop_path: how often the top layer is left out in training; lower ones less often.
+        gives: what the backbone hands to the head.
 
     Raises:
         WeightsError: the weights do not fit the architecture.
         UserError: stochastic depth is asked of an architecture that has none.
     """
     description = read_json(folder / "architecture.json", "python -m steps.fetch")
-    backbone = architecture(description, drop_path)
+    backbone = architecture(description, drop_path, gives)
     if pretrained:
-        load_exactly(backbone.model, load_file(folder / "model.safetensors"), str(folder))
+        tensors = load_file(folder / "model.safetensors")
+        load_exactly(backbone.model, _of_backbone(tensors, backbone, description), str(folder))
     return backbone
 
 
-def architecture(description: dict[str, Any], drop_path: float = 0.0) -> Backbone:
+def architecture(description: dict[str, Any], drop_path: float = 0.0, gives: Gives = "pooled") -> Backbone:
     """A backbone with random weights, from the `architecture.json` that fetch wrote.
 
     Raises:
-        WeightsError: the library does not know the architecture.
-        UserError: stochastic depth is asked of an architecture that has none.
+        WeightsError: the library does not know the architecture, or we do not know its layers.
+        UserError: stochastic depth is asked of an architecture that has none, or the backbone cannot be built
+            at all.
     """
     name = description.get("name", "?")
     try:
-        if description["library"] == "timm":
-            return ImageBackbone(description["name"], drop_path, description.get("img_size"))
-        return TextBackbone(description["config"], drop_path)
+        backbone = _built(description, drop_path, gives)
+        backbone.gives = gives
+        return backbone
     except (RuntimeError, TypeError, ValueError) as error:
         if "drop_path_rate" in str(error):
             raise UserError(f"{name!r} has no stochastic depth: leave the arm's `drop_path` out") from None
         raise WeightsError(f"{description['library']} cannot build {name!r}: {error}") from None
+
+
+def _built(description: dict[str, Any], drop_path: float, gives: Gives) -> Backbone:
+    name, library = description.get("name", "?"), description["library"]
+    if library == "timm":
+        return ImageBackbone(description["name"], drop_path, description.get("img_size"))
+    if library == "transformers":
+        return TextBackbone({"model_type": description["name"], **description["config"]}, drop_path, gives)
+    if library == "savedmodel":
+        raise UserError(
+            f"{name!r} is a SavedModel, which torch cannot run: only arms with `tune: head`, on the features "
+            "that embed computed, work with it"
+        )
+    assert library == "vectors", library
+    if drop_path > 0:
+        raise UserError(f"{name!r} has no stochastic depth: leave the arm's `drop_path` out")
+    return VectorBackbone(description)
+
+
+# ------------------------------------------------------------------------------------ models that write texts
+
+
+def stored(description: dict[str, Any]) -> nn.Module:
+    """A module with all tensors that a weights folder holds, at random: what fetch matches weights with.
+
+    Of most backbones that is the model itself. Of an encoder with a decoder it is both, whatever is used of
+    them; and of a model that writes texts `lm_head` too, where it has weights of its own.
+
+    Raises:
+        WeightsError: as for `architecture`.
+        UserError: as for `architecture`.
+    """
+    if description["library"] != "transformers":
+        return architecture(description).model
+    model: Any = architecture(description, gives="tokens").model
+    if _own_head(model):
+        model.lm_head = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
+    found: nn.Module = model
+    return found
+
+
+def _own_head(model: nn.Module) -> bool:
+    """It writes texts, with an output layer that is not the embeddings' matrix."""
+    config: Any = model.config
+    # Of T5 transformers says always that it is tied, and keeps what config.json says under another name.
+    tied = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    return language.writes(model) and not tied
+
+
+def _of_backbone(
+    tensors: dict[str, Tensor], backbone: Backbone, description: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Without what the folder holds for other uses of the model: a decoder, an output layer."""
+    mine = set(backbone.model.state_dict())
+    if set(tensors) == mine or description["library"] != "transformers":
+        return tensors
+    with torch.device("meta"):
+        others = set(stored(description).state_dict()) - mine
+    return {name: tensor for name, tensor in tensors.items() if name not in others}
+
+
+class LanguageHead(nn.Module):
+    """The output layer of a model that writes texts: hidden states to logits over the vocabulary.
+
+    Where the config ties it to the embeddings, as T5's and GPT-2's do at first, it has no tensor of its own:
+    it is trained, and frozen, with the bottom layer. Press and Wolf, Using the Output Embedding, 2017.
+
+    Args:
+        backbone: one that gives tokens.
+
+    Raises:
+        UserError: the backbone writes no texts.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        model: Any = backbone.model
+        if backbone.gives != "tokens" or not language.writes(model):
+            raise UserError(
+                f"{backbone.name!r} writes no texts: take a backbone of the families T5 (with its decoder) "
+                "or GPT-2"
+            )
+        # Raffel et al., 2020: a matrix that is the embeddings' too wants smaller hidden states.
+        scaled = getattr(model.config, "scale_decoder_outputs", False)
+        self.scale = backbone.features**-0.5 if scaled else 1.0
+        if _own_head(model):
+            self.linear = nn.Linear(backbone.features, model.config.vocab_size, bias=False)
+        # In a tuple: a module that is named here would be a part of the head.
+        self._embeddings = (model.get_input_embeddings(),)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """Shape (vocabulary, features)."""
+        holder: Any = self.linear if hasattr(self, "linear") else self._embeddings[0]
+        found: nn.Parameter = holder.weight
+        return found
+
+    def forward(self, flow: dict[str, Tensor]) -> Tensor:
+        """Logits, shape (batch, tokens, vocabulary), of what the backbone gives."""
+        return functional.linear(flow["hidden"] * self.scale, self.weight)
+
+
+def language_head(backbone: Backbone, folder: Path | None = None) -> LanguageHead:
+    """The output layer for a backbone; with the pretrained weights of a folder, or with random ones.
+
+    Raises:
+        UserError: the backbone writes no texts.
+        WeightsError: the folder holds no such weights.
+    """
+    head = LanguageHead(backbone)
+    if folder is not None and _own_head(backbone.model):
+        tensors = load_file(folder / "model.safetensors")
+        found = {"weight": tensors[LM_HEAD]} if LM_HEAD in tensors else {}
+        load_exactly(head.linear, found, f"{folder}: lm_head")
+    return head
+
+
+def generation_model(backbone: Backbone, head: LanguageHead) -> Any:  # noqa: ANN401 - a PreTrainedModel
+    """transformers' model around a backbone and its head, for `generate` (greedy or beams).
+
+    It has the very tensors and modules of both, no copies: it writes as they are at the moment, in the mode
+    (train, eval) that they are in, and nothing need be kept in step. A text that has ended is filled up with
+    the token for padding; GPT-2, which has none, goes on with its end of text.
+    """
+    from transformers import GPT2LMHeadModel, T5ForConditionalGeneration
+
+    inner: Any = backbone.model
+    config = copy.deepcopy(inner.config)
+    # Of its own tensors none is ever made.
+    with torch.device("meta"):
+        model: Any
+        if config.model_type == "t5":
+            if getattr(config, "decoder_start_token_id", None) is None:
+                config.decoder_start_token_id = config.pad_token_id  # Raffel et al., 2020
+            model = T5ForConditionalGeneration(config)
+        else:
+            model = GPT2LMHeadModel(config)
+    if config.model_type == "t5":
+        model.shared, model.encoder, model.decoder = inner.shared, inner.encoder, inner.decoder
+    else:
+        model.transformer = inner
+    model.lm_head.weight = head.weight
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = config.eos_token_id
+    model.training = backbone.training
+    return model
 
 
 def reinitialise(backbone: Backbone, description: Path | dict[str, Any], top: int, seed: int) -> None:
@@ -320,7 +596,7 @@ def reinitialise(backbone: Backbone, description: Path | dict[str, Any], top: in
         told: dict[str, Any] = read_json(description / "architecture.json", "python -m steps.fetch")
     else:
         told = description
-    fresh = _random(told, seed).layers
+    fresh = _random(told, seed, backbone.gives).layers
     for layer, new in list(zip(layers, fresh, strict=True))[len(layers) - top :]:
         for module, source in zip(layer.modules, new.modules, strict=True):
             module.load_state_dict(source.state_dict())
@@ -329,12 +605,12 @@ def reinitialise(backbone: Backbone, description: Path | dict[str, Any], top: in
                 parameter.copy_(loose)
 
 
-def _random(description: dict[str, Any], seed: int) -> Backbone:
+def _random(description: dict[str, Any], seed: int, gives: Gives) -> Backbone:
     before = torch.get_rng_state()
     try:
         # Of the CPU alone: there the weights are drawn.
         torch.default_generator.manual_seed(seed)
-        return architecture(description)
+        return architecture(description, gives=gives)
     finally:
         torch.set_rng_state(before)
 

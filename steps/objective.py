@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from steps.params import Arm
 
+Inputs = Tensor | dict[str, Tensor]
 # Images (b, ...) and labels (b,) to mixed images and soft targets (b, classes).
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -32,9 +33,15 @@ class Objective:
         """Compute there from now on."""
         self.weights = None if self.weights is None else self.weights.to(device)
 
-    def mixed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets after mixup or CutMix, if there is any."""
-        return (inputs, labels) if self.mixer is None else self.mixer(inputs, labels)
+    def mixed(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+        """Inputs and targets after mixup or CutMix, if there is any; texts are not mixed."""
+        if self.mixer is None or not isinstance(inputs, Tensor):
+            return inputs, targets
+        return self.mixer(inputs, targets)
+
+    def forced(self, inputs: Inputs, targets: Tensor) -> Inputs:
+        """As they are: a classifier is told nothing of the labels."""
+        return inputs
 
     def share(self, logits: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
         """This part's share of the mean loss over its whole batch; the shares add up to it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -27,19 +27,34 @@ from ruamel.yaml.error import YAMLError
 from steps.arms import Arm, Choices, Library, Limits, Lora, Machine, changed, misfits, with_rates
 from steps.artifacts import read_json
 from steps.errors import ParamsError, UserError
+from steps.kinds import KINDS, named
+from steps.layouts import (
+    MODELS,
+    PACKAGED,
+    TAGS,
+    ArchiveData,
+    Data,
+    FolderData,
+    PackageData,
+    PathInside,
+    TableData,
+)
+from steps.references import MODELS as REFERENCES
+from steps.references import Pretrained
 from steps.settings import Settings, suggest
 
 # The settings file of an experiment's limits.
 LIMITS = "limits"
+# Whose backbones take what.
+LIBRARIES = {"image": ("timm", "savedmodel"), "text": ("transformers", "vectors", "savedmodel")}
 
 __all__ = [  # the models of arms and the base are known by this room's name too
-    "Arm", "Limits", "Lora", "Machine", "Settings",
+    "ArchiveData", "Arm", "Data", "FolderData", "Limits", "Lora", "Machine", "PackageData", "PathInside",
+    "Settings", "TableData",
 ]  # fmt: skip
 
-TASKS = ("image-classification", "text-classification")
-TaskName = Literal["image-classification", "text-classification"]
+TaskName = Annotated[str, AfterValidator(named)]
 Level = Literal["error", "warning"]
-Metric = Literal["accuracy", "macro_f1", "log_loss"]
 
 # Lower case, digits and dashes: safe as a folder, a DVC stage name and a model name alike.
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
@@ -48,81 +63,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _inside(value: str) -> str:
-    if not value or PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts:
-        raise ValueError("must be a path below its folder, without '..'")
-    return value
-
-
-PathInside = Annotated[str, AfterValidator(_inside)]
-
-
-# ---------------------------------------------------------------------------------------- raw data
-
-
-class PackageData(Settings):
-    """A data set that an installed package ships."""
-
-    source: Literal["package"]
-    dataset: Literal["digits", "bbc-news"]
-    path: Literal["requirements.lock"] = Field(
-        description="What DVC watches: the lock file pins the version of the package."
-    )
-
-
-class FolderData(Settings):
-    """A folder with one sub-folder per class, or with `train/ val/ test/` folders of such."""
-
-    source: Literal["folder"]
-    path: str
-    encoding: str = "utf-8"
-
-
-class ArchiveData(Settings):
-    """A zip or tar file that holds what a `folder` source holds."""
-
-    source: Literal["archive"]
-    path: str
-    encoding: str = "utf-8"
-    max_bytes: int = Field(2 * 2**30, gt=0, description="Limit of the unpacked size, in bytes.")
-    max_files: int = Field(200_000, gt=0)
-
-
-class TableData(Settings):
-    """A CSV, JSONL or Parquet table: one row a sample, with a label column.
-
-    Text: `path` is the table, `text` names the column. Images: `path` is a folder, `table` the table
-    inside it and `image` the column of image paths, relative to the folder.
-    """
-
-    source: Literal["table"]
-    path: str
-    label: str
-    text: str | None = None
-    image: str | None = None
-    table: PathInside | None = None
-    id: str | None = Field(None, description="Column of unique ids; else ids are made from the content.")
-    split: str | None = Field(None, description="Column with train, validation or test.")
-    group: str | None = Field(None, description="Column of groups that must not be torn apart.")
-    encoding: str = "utf-8"
-
-    @model_validator(mode="after")
-    def _one_content(self) -> Self:
-        if (self.text is None) == (self.image is None):
-            raise ValueError("name either `text` or `image`, the column the samples are in")
-        if self.image is not None and self.table is None:
-            raise ValueError("`table` is needed with `image`: the table's name inside the folder `path`")
-        if self.text is not None and self.table is not None:
-            raise ValueError("`table` goes with `image` only; for texts `path` is the table itself")
-        return self
-
-
-Data = Annotated[PackageData | FolderData | ArchiveData | TableData, Discriminator("source")]
-
-
 # -------------------------------------------------------------------------------- sections of an experiment
 
-ExpectationName = Literal[
+# What validate can expect, the expectations of single tasks among them.
+EXPECTATIONS = (
     "columns_present",
     "ids_unique",
     "labels_not_null",
@@ -137,17 +81,40 @@ ExpectationName = Literal[
     "no_near_duplicates",
     "no_duplicates_across_splits",
     "classes_balanced",
-]
-EXPECTATIONS: tuple[ExpectationName, ...] = get_args(ExpectationName)
+    "targets_present",
+    "sizes_agree",
+    "boxes_inside",
+    "boxes_not_empty",
+    "masks_fit",
+    "masks_known",
+    "spans_inside",
+    "tags_consistent",
+    "answers_found",
+    "pairs_complete",
+    "no_person_named",
+    "language_consistent",
+    "targets_within_limits",
+)
 # Real data repeat themselves and are not balanced: worth a word, no reason to stop.
-WARNINGS = ("no_exact_duplicates", "no_near_duplicates", "classes_balanced")
-DEFAULT_LEVELS: dict[ExpectationName, Level] = {
-    name: "warning" if name in WARNINGS else "error" for name in EXPECTATIONS
-}
-# Rows that break one of these cannot be fed to a network, or not be told apart.
-ALWAYS_ERRORS: tuple[ExpectationName, ...] = (
-    "columns_present", "ids_unique", "labels_not_null", "files_decode", "text_not_empty",
+WARNINGS = (
+    "no_exact_duplicates", "no_near_duplicates", "classes_balanced", "no_person_named", "language_consistent",
 )  # fmt: skip
+DEFAULT_LEVELS: dict[str, Level] = {name: "warning" if name in WARNINGS else "error" for name in EXPECTATIONS}
+# Rows that break one of these cannot be fed to a network, or not be told apart.
+ALWAYS_ERRORS = (
+    "columns_present", "ids_unique", "labels_not_null", "files_decode", "text_not_empty", "targets_present",
+    "sizes_agree", "boxes_not_empty", "masks_fit", "masks_known", "spans_inside", "answers_found",
+    "pairs_complete",
+)  # fmt: skip
+
+
+def _expectation(name: str) -> str:
+    if name not in EXPECTATIONS:
+        raise ValueError(f"{name!r} is no expectation{suggest(name, EXPECTATIONS)}")
+    return name
+
+
+ExpectationName = Annotated[str, AfterValidator(_expectation)]
 # Folders that the pipeline writes; git ignores them, and a pointer of `dvc add` beside the data with them.
 OWN_FOLDERS = ("data", "work", "reports", "mlflow")
 
@@ -202,12 +169,53 @@ class Split(Settings):
 
 
 class Model(Settings):
-    """Which backbone, and how samples are fed to it."""
+    """Which backbone, and how samples are fed to it; what a task has no use for is left at its default."""
 
     pretrained: Slug
     image_size: int = Field(224, ge=16, le=1024, description="Side of the square input, in pixels.")
-    max_tokens: int = Field(128, ge=4, le=512)
+    max_tokens: int = Field(128, ge=4, le=4096)
     dropout: float = Field(0.1, ge=0, lt=1, description="Before the head.")
+    bands: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="Images: which bands, from 0; else red, green and blue (or grey three times)."
+    )
+    window: Annotated[tuple[float, float], Field(strict=False)] | None = Field(
+        None, description="Images of more than 8 bits: centre and width of the values shown, e.g. [40, 400]."
+    )
+    band_mean: Annotated[tuple[float, ...], Field(strict=False)] | None = Field(
+        None, description="Images with `bands`: mean of each, in the images' own unit; with `band_std`."
+    )
+    band_std: Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    fill: float | None = Field(
+        None,
+        description="Images: what stands for values that are missing (NaN, no data); else they are refused.",
+    )
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="Detection: boxes below it are left out.")
+    max_boxes: int = Field(100, ge=1, description="Detection: at most so many boxes an image.")
+    stride: int = Field(32, ge=1, description="Question answering: tokens that two windows share.")
+    max_answer_tokens: int = Field(30, ge=1, description="Question answering: longest answer.")
+    max_target_tokens: int = Field(64, ge=4, le=1024, description="Summarisation: longest text written.")
+    num_beams: int = Field(1, ge=1, le=16, description="Summarisation: 1 is greedy.")
+    mask_fraction: float = Field(
+        0.15, gt=0, lt=1, description="Pretraining: share of tokens or patches that are masked or replaced."
+    )
+
+    @model_validator(mode="after")
+    def _bands_agree(self) -> Self:
+        mean, std = self.band_mean, self.band_std
+        if (mean is None) != (std is None):
+            raise ValueError("`band_mean` and `band_std` go together")
+        if mean is not None and std is not None:
+            if self.bands is None or not len(mean) == len(std) == len(self.bands):
+                raise ValueError("`band_mean` and `band_std` need a value for each of `bands`")
+            if min(std) <= 0:
+                raise ValueError(f"`band_std` must be above 0, holds {min(std):g}")
+            if self.window is not None:
+                raise ValueError("give `window`, or `band_mean` with `band_std`, not both")
+        if self.bands is not None and min(self.bands) < 0:
+            raise ValueError(f"`bands` count from 0, holds {min(self.bands)}")
+        if self.window is not None and self.window[1] <= 0:
+            raise ValueError(f"`window` is a centre and a width above 0, the width is {self.window[1]:g}")
+        return self
 
 
 class Training(Settings):
@@ -281,12 +289,30 @@ class Curve(Settings):
 class Evaluation(Settings):
     """How arms are judged."""
 
-    metric: Metric = "accuracy"
+    metric: str = Field("", description="One of the task's; left out: its first.")
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     margin: float = Field(
         0.01, ge=0, description="Differences up to this are practically none, in the metric's own unit."
     )
     reference: ArmName = Field("scratch", description="The arm that the verdict compares with.")
+
+
+def _columns(data: TableData, task: str) -> list[str]:
+    """What a table must name for a task and does not."""
+    kind = KINDS[task]
+    content = "image" if kind.content == "image" else "text"
+    wanted = {content: getattr(data, content)}
+    if "pair" in kind.columns:
+        wanted["pair"] = data.pair
+    wanted[kind.told] = getattr(data, kind.told)
+    missing = [
+        f"task {task} needs the column `{name}` in `data`"
+        for name, is_there in wanted.items()
+        if not is_there
+    ]
+    if data.pair is not None and "pair" not in kind.columns:
+        missing.append(f"task {task} has one text: `pair` has no use in `data`")
+    return missing
 
 
 class Experiment(Settings):
@@ -309,14 +335,37 @@ class Experiment(Settings):
         default_factory=dict, description="What this experiment changes of an arm; `null` leaves it out."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_metric(cls, raw: Any) -> Any:  # noqa: ANN401 - whatever YAML held
+        """Fill in the task's own metric, so that settings which reach a step are complete."""
+        if not isinstance(raw, dict) or raw.get("task") not in KINDS:
+            return raw
+        evaluation = raw.get("evaluation", {})
+        if isinstance(evaluation, Evaluation):
+            evaluation = evaluation.model_dump(exclude_unset=True)
+        if isinstance(evaluation, dict) and not evaluation.get("metric"):
+            return {**raw, "evaluation": {**evaluation, "metric": KINDS[raw["task"]].metrics[0]}}
+        return raw
+
     @model_validator(mode="after")
     def _content_fits_task(self) -> Self:
-        data = self.data
-        images = self.task == "image-classification"
-        if isinstance(data, TableData) and images != (data.image is not None):
-            raise ValueError(f"task {self.task} needs the column `{'image' if images else 'text'}` in `data`")
-        if isinstance(data, PackageData) and images != (data.dataset == "digits"):
+        data, kind = self.data, KINDS[self.task]
+        if data.source not in kind.data:
+            raise ValueError(
+                f"task {self.task} cannot be read from `source: {data.source}`; it takes {', '.join(kind.data)}"
+            )
+        if isinstance(data, TableData):
+            mistakes = _columns(data, self.task)
+            if mistakes:
+                raise ValueError("\n".join(mistakes))
+        if isinstance(data, PackageData) and self.task not in PACKAGED[data.dataset]:
             raise ValueError(f"data set {data.dataset} does not fit task {self.task}")
+        if self.evaluation.metric not in kind.metrics:
+            raise ValueError(
+                f"`evaluation.metric` must be one of {', '.join(kind.metrics)} with task {self.task}, "
+                f"is {self.evaluation.metric!r}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -351,23 +400,6 @@ class Experiment(Settings):
         return self
 
 
-class Pretrained(Settings):
-    """A pretrained backbone: where it comes from and what it must be."""
-
-    source: Literal["package"]
-    package: str = Field(description="Name of the installed Python package, as imported.")
-    file: PathInside = Field(description="The weights, below the package's folder.")
-    sha256: Sha256
-    library: Library
-    architecture: str = Field(description="timm's name of the model; for transformers the model type.")
-    names: Literal["by_name", "by_order"] = Field(
-        "by_name", description="How tensors are matched; by order every shape must fit."
-    )
-    licence: str
-    mean: Annotated[tuple[float, float, float], Field(strict=False)] = (0.5, 0.5, 0.5)
-    std: Annotated[tuple[float, float, float], Field(strict=False)] = (0.5, 0.5, 0.5)
-
-
 class Params(Settings):
     """The whole of params.yaml."""
 
@@ -396,11 +428,12 @@ class Params(Settings):
                     f"{suggest(slug, self.pretrained)}"
                 )
             else:
-                wanted = "timm" if experiment.task == "image-classification" else "transformers"
-                if self.pretrained[slug].library != wanted:
+                wanted = LIBRARIES[KINDS[experiment.task].content]
+                if self.pretrained[slug].library not in wanted:
                     mistakes.append(
                         f"experiments.{name}.model.pretrained: {slug!r} is of "
-                        f"{self.pretrained[slug].library}, task {experiment.task} needs one of {wanted}"
+                        f"{self.pretrained[slug].library}, task {experiment.task} needs one of "
+                        f"{' or '.join(wanted)}"
                     )
             for candidate in experiment.candidates:
                 if candidate not in self.pretrained:
@@ -610,18 +643,13 @@ _LIMITS = {
     "less_than": ("lt", "<"),
     "less_than_equal": ("le", "<="),
 }
-_UNION_TAGS = {"package", "folder", "archive", "table"}
 
 
 def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
     lines: list[str] = []
     for mistake in error.errors(include_url=False):
         location = [*below, *(str(part) for part in mistake["loc"])]
-        # pydantic puts the tag of a union into the path; the user's file has no such key.
-        for index in range(1, len(location)):
-            if location[index - 1] == "data" and location[index] in _UNION_TAGS:
-                del location[index]
-                break
+        _without_tag(location)
         # `[key]` marks a dict's key, not a value.
         is_key = bool(location) and location[-1] == "[key]"
         path = ".".join(part for part in location if part != "[key]")
@@ -662,6 +690,16 @@ def _lines(error: ValidationError, below: tuple[str, ...] = ()) -> list[str]:
     return lines
 
 
+def _without_tag(location: list[str]) -> None:
+    """Take out the tag of a union, which pydantic puts into the path; the user's file has no such key."""
+    for index in range(1, len(location)):
+        of_data = location[index - 1] == "data" and location[index] in TAGS
+        of_weights = index == 2 and location[0] == "pretrained" and location[index] in REFERENCES
+        if of_data or of_weights:
+            del location[index]
+            return
+
+
 def _suggest_key(path: str) -> str:
     *parents, name = path.split(".")
     known = sorted({field for model in _models_at(parents) for field in model.model_fields})
@@ -672,7 +710,7 @@ def _suggest_key(path: str) -> str:
 def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
     """The models whose keys may stand at a place in params.yaml."""
     sections: dict[str, tuple[type[Settings], ...]] = {
-        "data": (PackageData, FolderData, ArchiveData, TableData),
+        "data": MODELS,
         "model": (Model,),
         "validation": (Validation,),
         "split": (Split,),
@@ -685,7 +723,7 @@ def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
     entries: dict[str, tuple[type[Settings], ...]] = {
         "experiments": (Experiment,),
         "arms": (Arm,),
-        "pretrained": (Pretrained,),
+        "pretrained": tuple(REFERENCES.values()),
     }
     if len(parents) in (3, 5) and parents[-1] == "lora":
         return (Lora,)

@@ -1,7 +1,7 @@
 """Decoded images, kept: in memory while they fit, else in a memory-mapped file that later runs read too.
 
-All arrays are uint8 of shape (images, side, side, 3). This room knows no image formats: it is given a
-function that decodes the image at a place.
+All arrays are of shape (images, side, side, channels): uint8 and three channels, unless a `Form` says else.
+This room knows no image formats: it is given a function that decodes the image at a place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,20 @@ FOLDER = Path(".headstart/cache/pixels")
 FORMAT = 1
 GIB = 2**30
 
-Rows = NDArray[np.uint8]
-# The image at a place, shape (side, side, 3).
+Rows = NDArray[Any]
+# The image at a place, shape (side, side, channels).
 Decode = Callable[[int], Rows]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a pixel is: how many channels, each of which type."""
+
+    channels: int = 3
+    dtype: type[np.uint8] | type[np.float32] = np.uint8
+
+
+BYTES = Form()
 
 
 @dataclass(frozen=True)
@@ -46,13 +57,13 @@ class Pixels(Protocol):
     """Decoded images that can be taken in any order."""
 
     def rows(self, indices: Sequence[int]) -> Rows:
-        """A copy of the images at these places, shape (len(indices), side, side, 3)."""
+        """A copy of the images at these places, shape (len(indices), side, side, channels)."""
         ...
 
 
-def bytes_of(images: int, side: int) -> int:
+def bytes_of(images: int, side: int, form: Form = BYTES) -> int:
     """What so many decoded images take."""
-    return images * side * side * 3
+    return images * side * side * form.channels * np.dtype(form.dtype).itemsize
 
 
 class InMemory:
@@ -63,17 +74,18 @@ class InMemory:
         images: how many there are.
         side: height and width of each.
         memory_bytes: how much may be kept.
+        form: of a pixel.
     """
 
-    def __init__(self, decode: Decode, images: int, side: int, memory_bytes: int) -> None:
-        room = min(images, memory_bytes // bytes_of(1, side))
+    def __init__(self, decode: Decode, images: int, side: int, memory_bytes: int, form: Form = BYTES) -> None:
+        room = min(images, memory_bytes // bytes_of(1, side, form))
         self.decode = decode
         # Memory is taken page by page as images arrive, not here.
-        self.kept = np.empty((room, side, side, 3), dtype=np.uint8)
+        self.kept = np.empty((room, side, side, form.channels), dtype=form.dtype)
         self.done = np.zeros(room, dtype=bool)
 
     def rows(self, indices: Sequence[int]) -> Rows:
-        """A copy of the images at these places, shape (len(indices), side, side, 3)."""
+        """A copy of the images at these places, shape (len(indices), side, side, channels)."""
         if max(indices) >= len(self.kept):
             return np.stack([self._one(index) for index in indices])
         places = np.asarray(indices)
@@ -107,20 +119,29 @@ class OnDisk:
         side: height and width of each.
         recipe: names the way of decoding; another recipe is another file.
         store: where to, and how much.
+        form: of a pixel.
 
     Raises:
         UserError: the images take more than the store may.
     """
 
-    def __init__(self, decode: Decode, files: Sequence[Path], side: int, recipe: str, store: Store) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        files: Sequence[Path],
+        side: int,
+        recipe: str,
+        store: Store,
+        form: Form = BYTES,
+    ) -> None:
         self.decode, self.files, self.side, self.recipe, self.store = decode, files, side, recipe, store
-        self.shape = (len(files), side, side, 3)
-        self.bytes = bytes_of(len(files), side)
+        self.shape, self.dtype = (len(files), side, side, form.channels), np.dtype(form.dtype)
+        self.bytes = bytes_of(len(files), side, form)
         if self.bytes > store.limit_bytes:
             raise self._too_large(others=0)
 
     def rows(self, indices: Sequence[int]) -> Rows:
-        """A copy of the images at these places, shape (len(indices), side, side, 3).
+        """A copy of the images at these places, shape (len(indices), side, side, channels).
 
         Raises:
             UserError: there is no room for the file.
@@ -159,7 +180,7 @@ class OnDisk:
             array = np.lib.format.open_memmap(self.path, mode="r")
         except (FileNotFoundError, ValueError):  # ValueError: too short for its header, or no array at all
             return None
-        if array.shape != self.shape or array.dtype != np.uint8:
+        if array.shape != self.shape or array.dtype != self.dtype:
             return None
         # A file that is in use does not make way for another; the lock ends with this object.
         fcntl.flock(stream, fcntl.LOCK_SH)
@@ -174,7 +195,7 @@ class OnDisk:
             entry.Progress("decode images", len(self.files)) as progress,
         ):
             # Written, not mapped: a full disk is then an error to catch, and no SIGBUS.
-            header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for index in range(len(self.files)):
                 stream.write(np.ascontiguousarray(self.decode(index)).data)

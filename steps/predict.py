@@ -1,4 +1,4 @@
-"""predict: label files, texts, a folder or a table with an experiment's champion."""
+"""predict: ask an experiment's champion about files, texts, a folder or a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ import pandas as pd
 
 from steps import artifacts, entry, params
 from steps.errors import UnreadableError, UserError
+from steps.kinds import KINDS
 from steps.params import IngestSettings, TableData
 from steps.tracking import registry, store
 from steps.tracking.registry import Loaded
@@ -32,11 +33,11 @@ class Input:
 
     Attributes:
         name: what the user calls it: a path, the text itself, or a row of a table.
-        content: an image's file, or a text.
+        contents: an image's file, or a text; two texts where the task takes two.
     """
 
     name: str
-    content: Path | str
+    contents: tuple[Path | str, ...]
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class Columns:
     """How the experiment reads its own data; inputs are read alike.
 
     Attributes:
-        content: the model's input: `image` or `text`.
-        table: the column of a table that holds it.
+        inputs: the model's: `image`, `text`, or `text` and `pair`.
+        table: the columns of a table that hold them.
         encoding: of texts and tables.
     """
 
-    content: str
-    table: str
+    inputs: tuple[str, ...]
+    table: tuple[str, ...]
     encoding: str
 
 
@@ -79,7 +80,7 @@ def predict(experiment: str, inputs: Sequence[str], as_json: bool = False, out: 
         columns = columns_of(experiment, champion.tags["headstart.task"])
         found = gather(inputs, columns)
         model = registry.load(champion)
-    rows = ask(model, found, columns.content)
+    rows = ask(model, found, columns.inputs)
     many = out is not None or any(Path(name).is_dir() or _is_table(name) for name in inputs if _exists(name))
     write = as_lines if as_json else as_csv if many else as_words
     if out is None:
@@ -103,13 +104,12 @@ def _no_champion(experiment: str) -> UserError:
 
 def columns_of(experiment: str, task: str) -> Columns:
     """How to read inputs, after the experiment's own settings where they are at hand."""
-    content = "image" if task == "image-classification" else "text"
-    path = artifacts.settings_file(experiment, "ingest")
+    inputs, path = KINDS[task].columns, artifacts.settings_file(experiment, "ingest")
     if not path.exists():
-        return Columns(content, content, "utf-8")
+        return Columns(inputs, inputs, "utf-8")
     data = params.read_settings(IngestSettings, path).data
-    table = getattr(data, content) if isinstance(data, TableData) else None
-    return Columns(content, table or content, getattr(data, "encoding", "utf-8"))
+    table = tuple((getattr(data, one) if isinstance(data, TableData) else None) or one for one in inputs)
+    return Columns(inputs, table, getattr(data, "encoding", "utf-8"))
 
 
 def gather(names: Sequence[str], columns: Columns) -> list[Input]:
@@ -118,16 +118,21 @@ def gather(names: Sequence[str], columns: Columns) -> list[Input]:
     Raises:
         UserError: a file is missing or empty of inputs; names every one that is missing.
     """
-    images = columns.content == "image"
+    images = columns.inputs == ("image",)
     missing = [name for name in names if not _exists(name) and (images or _looks_like_file(name))]
     if missing:
         raise UserError(f"there is no file {', '.join(map(repr, missing))}")
+    if len(columns.inputs) > 1 and not all(_is_table(name) for name in names):
+        raise UserError(
+            f"the model takes {' and '.join(columns.inputs)}: give a table with the columns "
+            f"{', '.join(map(repr, columns.table))}"
+        )
     return [one for name in names for one in _gather_one(name, columns)]
 
 
 def _gather_one(name: str, columns: Columns) -> list[Input]:
     if not _exists(name):
-        return [Input(name, name)]
+        return [Input(name, (name,))]
     path = Path(name)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
@@ -138,10 +143,10 @@ def _gather_one(name: str, columns: Columns) -> list[Input]:
 
 
 def _file(path: Path, columns: Columns) -> Input:
-    if columns.content == "image":
-        return Input(str(path), path)
+    if columns.inputs == ("image",):
+        return Input(str(path), (path,))
     try:
-        return Input(str(path), path.read_text(columns.encoding))
+        return Input(str(path), (path.read_text(columns.encoding),))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not {columns.encoding} text ({error.reason} at byte {error.start})"
@@ -151,17 +156,20 @@ def _file(path: Path, columns: Columns) -> Input:
 def _rows(path: Path, columns: Columns) -> list[Input]:
     """The rows of a table; images are found beside the table."""
     frame = _read_table(path, columns.encoding)
-    if columns.table not in frame.columns:
-        raise UserError(
-            f"{path} has no column {columns.table!r}; it has {', '.join(map(str, frame.columns))}"
-        )
-    values = ["" if pd.isna(value) else str(value) for value in frame[columns.table]]
+    table = [_column(path, frame, name) for name in columns.table]
+    if columns.inputs == ("image",):
+        return [Input(value, (path.parent / value,)) for value in table[0]]
+    return [Input(row[0], row) for row in zip(*table, strict=True)]
+
+
+def _column(path: Path, frame: pd.DataFrame, name: str) -> list[str]:
+    if name not in frame.columns:
+        raise UserError(f"{path} has no column {name!r}; it has {', '.join(map(str, frame.columns))}")
+    values = ["" if pd.isna(value) else str(value) for value in frame[name]]
     empty = [str(number) for number, value in enumerate(values, start=1) if not value.strip()]
     if empty:
-        raise UserError(f"{path}: column {columns.table!r} is empty in row {', '.join(empty[:5])}")
-    if columns.content == "text":
-        return [Input(value, value) for value in values]
-    return [Input(value, path.parent / value) for value in values]
+        raise UserError(f"{path}: column {name!r} is empty in row {', '.join(empty[:5])}")
+    return values
 
 
 def _read_table(path: Path, encoding: str) -> pd.DataFrame:
@@ -198,11 +206,12 @@ def _hidden(file: Path, below: Path) -> bool:
 # -------------------------------------------------------------------------------------------- the predictions
 
 
-def ask(model: Loaded, inputs: list[Input], column: str) -> list[dict[str, Any]]:
+def ask(model: Loaded, inputs: list[Input], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Predict all inputs, a chunk at a time.
 
     Returns:
-        A row each: input, label, probability, and the probability of every class.
+        A row each: the input, and what the model says: of a classifier label, probability, and the probability
+        of every class.
 
     Raises:
         UserError: names the inputs that cannot be read; nothing is predicted for the others then.
@@ -211,7 +220,12 @@ def ask(model: Loaded, inputs: list[Input], column: str) -> list[dict[str, Any]]
     unreadable: dict[str, str] = {}
     for at in range(0, len(inputs), CHUNK):
         chunk = inputs[at : at + CHUNK]
-        frame = pd.DataFrame({column: pd.Series([one.content for one in chunk], dtype=object)})
+        frame = pd.DataFrame(
+            {
+                name: pd.Series([one.contents[at] for one in chunk], dtype=object)
+                for at, name in enumerate(columns)
+            }
+        )
         try:
             said = model.predict(frame)
         except UnreadableError as error:
@@ -234,17 +248,26 @@ def as_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """A table with a column for each class."""
+    """A table; a value for each class has a column for each, lists are JSON."""
     if not rows:
         return ""
-    classes = list(rows[0]["probabilities"])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["input", "label", "probability", *(f"probability_{name}" for name in classes)])
-    for row in rows:
-        shares = [row["probabilities"][name] for name in classes]
-        writer.writerow([row["input"], row["label"], row["probability"], *shares])
+    flat = [dict(_flat(row)) for row in rows]
+    writer.writerow(list(flat[0]))
+    writer.writerows(list(row.values()) for row in flat)
     return text.getvalue()
+
+
+def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The cells of a row."""
+    for name, value in row.items():
+        if name == "probabilities":
+            yield from ((f"probability_{label}", share) for label, share in value.items())
+        elif isinstance(value, dict | list):
+            yield name, json.dumps(value, ensure_ascii=False)
+        else:
+            yield name, value
 
 
 def as_words(rows: list[dict[str, Any]]) -> str:
@@ -252,10 +275,26 @@ def as_words(rows: list[dict[str, Any]]) -> str:
     short = [" ".join(row["input"].split()) for row in rows]
     short = [name if len(name) <= 60 else f"{name[:57]}..." for name in short]
     width = max(map(len, short), default=0)
-    return "".join(
-        f"{name:<{width}}  {row['label']}  {row['probability']:.3f}\n"
-        for name, row in zip(short, rows, strict=True)
-    )
+    return "".join(f"{name:<{width}}  {_in_words(row)}\n" for name, row in zip(short, rows, strict=True))
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    if "probability" in row:
+        return f"{row['label']}  {row['probability']:.3f}"
+    said = {name: value for name, value in row.items() if name != "input"}
+    line = "  ".join(f"{name} {_brief(value)}" for name, value in said.items())
+    return line
+
+
+def _brief(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_brief, value))}]"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_brief(one)}" for name, one in value.items())
+    # A picture in base64 is nothing to read.
+    return str(value) if len(str(value)) <= 200 else f"{str(value)[:40]}... ({len(str(value))} characters)"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from steps.errors import TrainingError
-from steps.objective import Objective
 from steps.params import Arm
+from steps.tasks import Criterion
 
 ITERATIONS = 500
 
@@ -23,7 +23,7 @@ class Solved:
     iterations: int
 
 
-def solve(head: nn.Module, features: Tensor, labels: Tensor, arm: Arm, objective: Objective) -> Solved:
+def solve(head: nn.Module, features: Tensor, labels: Tensor, arm: Arm, objective: Criterion) -> Solved:
     """Fit a head to the optimum of its mean loss plus `weight_decay / 2 * |W|^2`, with full-batch L-BFGS.
 
     Computed in float64, dropout off. With a linear head this is scikit-learn's LogisticRegression with

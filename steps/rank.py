@@ -106,7 +106,7 @@ def sources(experiment: str, settings: Experiment, seen: pd.DataFrame) -> dict[s
         found[slug] = data.read_features(folder, seen["id"])
     folder = embedded(experiment, settings, own, seen)
     found["random weights"] = data.read_features(folder, seen["id"], data.RANDOM_FEATURES)
-    if settings.task == "text-classification":
+    if KINDS[settings.task].content == "text":
         return found | {"TF-IDF": classical.dense(classical.tf_idf(seen["text"].tolist())[0])}
     try:
         files = [artifacts.data_dir(experiment) / str(path) for path in seen["path"]]

@@ -27,8 +27,8 @@ from steps.arms import Arm
 from steps.data import Batches, to_device
 from steps.errors import TrainingError, UserError
 from steps.network import Inputs, Network, Probe
-from steps.objective import Objective
 from steps.params import TrainSettings
+from steps.tasks import Criterion
 from steps.report import plots
 from steps.settings import as_yaml
 
@@ -118,7 +118,7 @@ def watch(job: trainable.Job, seed: int) -> Curve:
             freezing.thaw(model, name)
     # Nothing is stored for so few steps: frozen layers simply run.
     batches = job.batches("train", trainable.inputs(job, model, 0, "train"))
-    view_of = trainable.view_of(job.arm, seed)
+    view_of = trainable.view_of(job, seed)
     with entry.Progress(f"learning rates of {job.experiment}/{job.arm_name}", STEPS) as progress:
         return range_test(
             model,
@@ -137,7 +137,7 @@ def range_test(
     model: Network | Probe,
     batches: Batches,
     groups: list[dict[str, Any]],
-    objective: Objective,
+    objective: Criterion,
     *,
     start: int = 0,
     device: torch.device,
@@ -170,10 +170,10 @@ def range_test(
     torch.manual_seed(seed)
     rates, losses, running = np.geomspace(LOWEST, HIGHEST, STEPS).tolist(), list[float](), list[float]()
     freezing.train_mode(model)
-    for rate, (inputs, labels) in zip(rates, _endless(batches, seed, view_of), strict=False):
+    for rate, (inputs, targets) in zip(rates, _endless(batches, seed, view_of), strict=False):
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
             group["lr"] = rate * ratio
-        losses.append(_step(model, optimizer, objective, to_device(inputs, device), labels.to(device), start,
+        losses.append(_step(model, optimizer, objective, to_device(inputs, device), to_device(targets, device), start,
                             clip_norm))  # fmt: skip
         running.append(_running(losses))
         if not math.isfinite(running[-1]) or running[-1] > DIVERGED * min(running):
@@ -184,7 +184,7 @@ def range_test(
 
 def _endless(
     batches: Batches, seed: int, view_of: Callable[[int], int | None]
-) -> Iterator[tuple[Inputs, Tensor]]:
+) -> Iterator[tuple[Inputs, Any]]:
     """Epoch after epoch."""
     order, epoch = torch.Generator().manual_seed(seed), 0
     while True:
@@ -196,17 +196,17 @@ def _endless(
 def _step(
     model: Network | Probe,
     optimizer: torch.optim.Optimizer,
-    objective: Objective,
+    objective: Criterion,
     inputs: Inputs,
-    labels: Tensor,
+    targets: Any,  # noqa: ANN401 - the task's affair
     start: int,
     clip_norm: float,
 ) -> float:
     """One step of the optimizer; gives the loss before it."""
     optimizer.zero_grad()
-    if isinstance(inputs, Tensor):
-        inputs, labels = objective.mixed(inputs, labels)
-    loss = objective.share(model(inputs, start), labels, labels)
+    inputs, targets = objective.mixed(inputs, targets)
+    outputs = model(objective.forced(inputs, targets), start)
+    loss = objective.share(outputs, targets, targets)
     loss.backward()  # type: ignore[no-untyped-call]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(trained, clip_norm)

@@ -6,15 +6,17 @@ No DVC stage: it touches the outside world. Doing it again does nothing that was
 from __future__ import annotations
 
 import base64
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps import artifacts, entry, params
 from steps.errors import HeadstartError
+from steps.kinds import KINDS, Kind
 from steps.params import CompareSettings, ValidateSettings
 from steps.tracking import journal, packaging, publish, registry, store
 from steps.tracking.journal import Result, Training
@@ -27,10 +29,13 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
     from steps.gate import Decision, Tested
+    from steps.tasks import Task
 
 # Rows the packaged model predicts once more before it becomes a version, and how far it may be off: less
 # than any decision turns on, more than the rounding between two processors.
 PROOF_ROWS, PROOF_TOLERANCE = 8, 1e-3
+# What a test item is known by.
+KEYS = ["id", "sha256", "label"]
 DECIDED_FOR, REASON = "headstart.decided_for", "headstart.reason"
 PREDICTIONS = "test_predictions.parquet"
 
@@ -42,7 +47,8 @@ class Winner:
     Attributes:
         training: the arm and seed that won, by validation.
         settings: of the comparison.
-        test: the test split, with the winner's `probabilities`.
+        test: the test split with what the winner said of it: `probabilities`, or for a task without classes
+            `predicted` as JSON and the shares of the metrics.
         pretrained: of the backbone, as fetch wrote it.
     """
 
@@ -52,9 +58,16 @@ class Winner:
     pretrained: Path
 
     @property
-    def column(self) -> str:
-        """The one column of the model's input."""
-        return "image" if self.settings.task == "image-classification" else "text"
+    def kind(self) -> Kind:
+        """The few facts about the task."""
+        return KINDS[self.settings.task]
+
+    @cached_property
+    def task(self) -> Task:
+        """What kind of data it is."""
+        from steps import tasks
+
+        return tasks.get(self.settings.task)
 
 
 def register(experiment: str) -> None:
@@ -117,14 +130,13 @@ def read_winner(experiment: str, training: Training, settings: CompareSettings) 
     test = rows[rows["split"] == "test"]
     said = pd.read_parquet(
         artifacts.evaluation_dir(experiment) / "predictions.parquet",
-        columns=["id", "probabilities"],
         filters=[
             ("arm", "==", training.arm),
             ("resample", "==", training.resample),
             ("seed", "==", training.seed),
         ],
     )
-    test = test.merge(said, on="id", validate="one_to_one")
+    test = test.merge(said.drop(columns=["label"], errors="ignore"), on="id", validate="one_to_one")
     if not len(test) == len(said) == (rows["split"] == "test").sum():
         raise HeadstartError(
             f"the predictions of {training.name} are not of today's test split; run `dvc repro`"
@@ -210,8 +222,7 @@ def save(experiment: str, winner: Winner, path: Path, described: Model) -> None:
             described,
             data=folder,
             task=winner.settings.task,
-            column=winner.column,
-            example=pd.DataFrame({winner.column: [_as_text(experiment, winner, smallest)]}),
+            example=pd.DataFrame([_as_texts(experiment, winner, smallest)]),
             about={
                 "experiment": experiment,
                 "arm": winner.training.arm,
@@ -241,10 +252,23 @@ def _lay_out(experiment: str, winner: Winner, folder: Path) -> None:
         for file in files:
             (folder / name / file.name).symlink_to(file.resolve())
     (folder / "model_card.md").symlink_to((artifacts.report_dir(experiment) / "model_card.md").resolve())
-    said = winner.test[["id", "sha256", "label"]].reset_index(drop=True)
-    for place, label in enumerate(classes):
-        said[f"probability_{label}"] = [float(row[place]) for row in winner.test["probabilities"]]
-    said.to_parquet(folder / PREDICTIONS, index=False)
+    _for_the_gate(winner).to_parquet(folder / PREDICTIONS, index=False)
+
+
+def _for_the_gate(winner: Winner) -> pd.DataFrame:
+    """What the winner said of the test split: a probability for each class, or its shares in the metrics."""
+    test = winner.test
+    said = test[KEYS].assign(target=test["target"]).reset_index(drop=True)
+    if not winner.kind.classified:
+        return said.assign(**{name: test[name].to_numpy() for name in _shares(winner)})
+    said = said.drop(columns="target")
+    for place, label in enumerate(winner.training.journal["classes"]):
+        said[f"probability_{label}"] = [float(row[place]) for row in test["probabilities"]]
+    return said
+
+
+def _shares(winner: Winner) -> list[str]:
+    return [f"share_{name}" for name in winner.kind.metrics]
 
 
 def _contents(experiment: str, winner: Winner, rows: pd.DataFrame) -> pd.DataFrame:
@@ -253,20 +277,26 @@ def _contents(experiment: str, winner: Winner, rows: pd.DataFrame) -> pd.DataFra
 
     from steps import tasks
 
-    found = tasks.contents(tasks.get(winner.settings.task), rows, artifacts.data_dir(experiment))
-    return pd.DataFrame({winner.column: pd.Series(found, dtype=object)})
+    found = tasks.contents(winner.task, rows, artifacts.data_dir(experiment))
+    table = [one if isinstance(one, tuple) else (one,) for one in found]
+    columns = winner.kind.columns
+    return pd.DataFrame(
+        {name: pd.Series([row[at] for row in table], dtype=object) for at, name in enumerate(columns)}
+    )
 
 
-def _as_text(experiment: str, winner: Winner, row: Any) -> str:  # noqa: ANN401 - a row of a data frame
+def _as_texts(experiment: str, winner: Winner, row: Any) -> dict[str, str]:  # noqa: ANN401 - a row of a data frame
     """A sample as it is sent over JSON."""
-    from steps import tasks
-
-    content = tasks.get(winner.settings.task).content(row, artifacts.data_dir(experiment))
-    return base64.b64encode(content.read_bytes()).decode() if isinstance(content, Path) else str(content)
+    content = winner.task.content(row, artifacts.data_dir(experiment))
+    parts = content if isinstance(content, tuple) else (content,)
+    sent = [
+        base64.b64encode(one.read_bytes()).decode() if isinstance(one, Path) else str(one) for one in parts
+    ]
+    return dict(zip(winner.kind.columns, sent, strict=True))
 
 
 def _prove(experiment: str, winner: Winner, path: Path) -> None:
-    """Load what was packaged, and compare its probabilities with those evaluate wrote.
+    """Load what was packaged, and compare what it says with what evaluate wrote.
 
     Raises:
         HeadstartError: they differ.
@@ -275,13 +305,31 @@ def _prove(experiment: str, winner: Winner, path: Path) -> None:
 
     rows = winner.test.head(PROOF_ROWS)
     said = registry.load_folder(path).predict(_contents(experiment, winner, rows))
-    found = np.array([list(row.values()) for row in said["probabilities"]])
-    worst = float(np.abs(found - np.stack(list(rows["probabilities"]))).max())
+    if winner.kind.classified:
+        found = np.array([list(row.values()) for row in said["probabilities"]])
+        worst, what = float(np.abs(found - np.stack(list(rows["probabilities"]))).max()), "in a probability"
+    else:
+        worst, what = _off(winner, rows, _records(said))
     if not worst <= PROOF_TOLERANCE:
         raise HeadstartError(
-            f"the packaged {winner.training.name} is off its evaluation by {worst:.2g} in a probability; "
+            f"the packaged {winner.training.name} is off its evaluation by {worst:.2g} {what}; "
             f"run `dvc repro --force evaluate@{experiment}`, and report it if it stays"
         )
+
+
+def _records(said: pd.DataFrame) -> list[dict[str, Any]]:
+    """What a loaded model answered, as its task has it."""
+    return [{str(name): value for name, value in row.items()} for row in said.to_dict(orient="records")]
+
+
+def _off(winner: Winner, rows: pd.DataFrame, said: list[dict[str, Any]]) -> tuple[float, str]:
+    """By how much the metrics of some rows differ between what is said now and what was said, at most."""
+    classes, truths = winner.training.journal["classes"], winner.task.truths(rows)
+    before = [json.loads(one) for one in rows["predicted"]]
+    now, then = (winner.task.scores(truths, one, classes) for one in (said, before))
+    off = {name: abs(float(now[name].mean()) - float(then[name].mean())) for name in winner.kind.metrics}
+    worst = max(off, key=lambda name: off[name])
+    return off[worst], f"of {worst}"
 
 
 # ----------------------------------------------------------------------------------------------- the champion
@@ -310,9 +358,9 @@ def decide(experiment: str, winner: Winner, champion: Version | None) -> Decisio
 
     if champion is not None and champion.tags.get("headstart.task") != winner.settings.task:
         return gate.Decision(True, f"the champion, version {champion.number}, was made for another task")
-    rule = gate.Rule(winner.settings.evaluation.metric, winner.settings.evaluation.confidence)
-    test, classes = winner.test, winner.training.journal["classes"]
-    candidate = _tested(test, classes, list(test["probabilities"]))
+    evaluation = winner.settings.evaluation
+    rule = gate.Rule(evaluation.metric, evaluation.confidence)
+    candidate = _tested(winner, winner.test)
     if champion is None:
         return gate.decide(candidate, None, rule)
     return gate.decide(candidate, _champion_tested(experiment, winner, champion), rule)
@@ -321,16 +369,29 @@ def decide(experiment: str, winner: Winner, champion: Version | None) -> Decisio
 def _champion_tested(experiment: str, winner: Winner, champion: Version) -> Tested:
     """What the champion says of today's test split: as it was stored, or predicted anew if that changed."""
     stored = _stored(champion)
-    keys = ["id", "sha256", "label"]
+    keys = [*KEYS, "target"] if not winner.kind.classified else KEYS
     today = set(winner.test[keys].itertuples(index=False, name=None))
-    if stored is not None and set(stored[keys].itertuples(index=False, name=None)) == today:
+    if (
+        stored is not None
+        and set(keys) <= set(stored.columns)
+        and set(stored[keys].itertuples(index=False, name=None)) == today
+    ):
+        if not winner.kind.classified:
+            return _tested(winner, stored)
         classes = [name.removeprefix("probability_") for name in stored.columns if name not in keys]
-        return _tested(stored, classes, list(stored.drop(columns=keys).to_numpy()))
+        return _of_classes(stored, classes, list(stored.drop(columns=keys).to_numpy()))
     entry.say(
         f"{experiment}: the test split changed, the champion (version {champion.number}) predicts it anew"
     )
-    said = registry.load(champion).predict(_contents(experiment, winner, winner.test))["probabilities"]
-    return _tested(winner.test, list(said.iloc[0]), [list(row.values()) for row in said])
+    said = registry.load(champion).predict(_contents(experiment, winner, winner.test))
+    if winner.kind.classified:
+        probabilities = said["probabilities"]
+        return _of_classes(
+            winner.test, list(probabilities.iloc[0]), [list(row.values()) for row in probabilities]
+        )
+    truths, classes = winner.task.truths(winner.test), winner.training.journal["classes"]
+    shares = winner.task.scores(truths, _records(said), classes)
+    return _tested(winner, winner.test.assign(**{f"share_{name}": one for name, one in shares.items()}))
 
 
 def _stored(version: Version) -> pd.DataFrame | None:
@@ -341,7 +402,19 @@ def _stored(version: Version) -> pd.DataFrame | None:
         return None if path is None else pd.read_parquet(path)
 
 
-def _tested(test: pd.DataFrame, classes: list[str], probabilities: list[Any]) -> Tested:
+def _tested(winner: Winner, test: pd.DataFrame) -> Tested:
+    """What was said of these rows, as the gate takes it."""
+    import numpy as np
+
+    from steps.gate import Tested
+
+    if winner.kind.classified:
+        return _of_classes(test, winner.training.journal["classes"], list(test["probabilities"]))
+    shares = {name: test[f"share_{name}"].to_numpy(dtype=np.float64) for name in winner.kind.metrics}
+    return Tested.of_shares(list(test["id"]), list(test["target"]), shares)
+
+
+def _of_classes(test: pd.DataFrame, classes: list[str], probabilities: list[Any]) -> Tested:
     import numpy as np
 
     from steps.gate import Tested

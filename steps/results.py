@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from steps import artifacts, data, evidence, metrics, params
+from steps import artifacts, data, evidence, params
 from steps.convergence import Curve
 from steps.errors import HeadstartError, TrainingError
 from steps.evidence import Answers, Crossed
+from steps.kinds import KINDS, Kind
 from steps.params import CompareSettings, IngestSettings
 
 
@@ -42,8 +43,8 @@ class Run:
         return float(self.journal["best"][f"validation_{metric}"])
 
     def merit(self, metric: str) -> tuple[float, float]:
-        """What the best is chosen by: the metric and the log-loss, both on validation."""
-        return self.validation(metric), self.validation("log_loss")
+        """What the best is chosen by: the metric and the task's loss, both on validation."""
+        return self.validation(metric), self.validation(KINDS[self.journal["task"]].loss)
 
     def curve(self, metric: str) -> Curve:
         """The metric on validation over the epochs."""
@@ -58,7 +59,7 @@ class Results:
     Attributes:
         experiment: its name.
         settings: of compare, the reference arm first.
-        classes: labels in the order of the networks' outputs.
+        classes: labels in the order of the networks' outputs; none where the task has no such thing.
         crossed: the test split.
         validated: the validation split, the same models.
         runs: by arm, one for each resample and seed.
@@ -90,7 +91,14 @@ class Results:
     @property
     def metric(self) -> str:
         """What arms are judged by."""
-        return self.settings.evaluation.metric
+        metric = self.settings.evaluation.metric
+        assert metric is not None, "resolve fills it in"
+        return metric
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of task it is."""
+        return KINDS[self.settings.task]
 
     @property
     def reference(self) -> str:
@@ -113,8 +121,8 @@ def read(experiment: str) -> Results:
     runs = read_runs(experiment, settings)
     one_data_set(runs)
     tested, validated = (
-        evidence.cross(list(read_predictions(folder / name, settings, classes)))
-        for name in ("predictions.parquet", "validation.parquet")
+        evidence.cross(list(read_predictions(folder / name, settings, classes)), groups)
+        for name, groups in (("predictions.parquet", read_groups(experiment)), ("validation.parquet", None))
     )
     found = artifacts.read_json(artifacts.baseline_dir(experiment) / "baseline.json", "baseline")
     validation = artifacts.validation_dir(experiment) / "validation.json"
@@ -127,9 +135,9 @@ def read(experiment: str) -> Results:
         validated=validated,
         runs=runs,
         tuning={arm: read_tuning(experiment, arm) for arm in settings.arms},
-        baselines=read_baselines(experiment, classes, tested),
+        baselines=read_baselines(experiment, settings.task, classes, tested),
         baseline=found,
-        points=read_points(experiment, classes, tested),
+        points=read_points(experiment, settings.task, classes, tested),
         looks=read_looks(experiment),
         validation=artifacts.read_json(validation, "validate"),
         data=ingest.data.model_dump(mode="json"),
@@ -172,13 +180,18 @@ def read_run(experiment: str, arm: str, resample: int, seed: int) -> Run:
     folder = artifacts.seed_dir(experiment, arm, seed, resample)
     journal = artifacts.read_json(folder / "run.json", f"python -m steps.train {experiment} {arm}")
     history = pd.read_csv(folder / "history.csv")
-    watched = history[["seconds", *(f"validation_{name}" for name in metrics.HIGHER_IS_BETTER)]]
+    watched = history[["seconds", *watched_of(KINDS[journal["task"]])]]
     if not np.isfinite(watched.to_numpy(dtype=np.float64)).all():
         raise TrainingError(
             f"arm {arm!r}, seed {seed}: {folder / 'history.csv'} holds a value that is not finite; "
             "train it again with a smaller learning rate"
         )
     return Run(resample, seed, journal, history)
+
+
+def watched_of(kind: Kind) -> list[str]:
+    """The columns of a history that tell of validation."""
+    return [f"validation_{name}" for name in dict.fromkeys((*kind.metrics, kind.loss))]
 
 
 def one_data_set(runs: dict[str, list[Run]]) -> None:
@@ -197,6 +210,17 @@ def one_data_set(runs: dict[str, list[Run]]) -> None:
                         f"arm {arm!r}, seed {run.journal['seed']} and arm {first['arm']!r}, "
                         f"seed {first['seed']} differ in {key}: they cannot be compared; run `dvc repro`"
                     )
+
+
+def read_groups(experiment: str) -> dict[str, str]:
+    """The user's group of each test item that has one, by id.
+
+    Raises:
+        UserError: validate or split has not run.
+    """
+    rows = data.read_split(experiment)
+    rows = rows[(rows["split"] == "test") & rows["group"].notna()]
+    return dict(zip(rows["id"], rows["group"], strict=True))
 
 
 def read_looks(experiment: str) -> dict[str, Any]:
@@ -233,26 +257,29 @@ def read_predictions(path: Path, settings: CompareSettings, classes: list[str]) 
             if (arm, resample, seed) not in parts:
                 raise HeadstartError(f"{path} has nothing of arm {arm!r}, seed {seed}; run evaluate again")
             rows = parts[arm, resample, seed]
-            yield _answers(rows, f"arm {arm!r}, seed {seed}", arm, seed, resample, classes, "evaluate")
+            whose = Answers.of_shares(arm, seed, [], {}, resample)
+            yield _answers(rows, whose, f"arm {arm!r}, seed {seed}", settings.task, classes, "evaluate")
 
 
-def read_baselines(experiment: str, classes: list[str], tested: Crossed) -> dict[str, Answers]:
-    """What every baseline said of the test split.
+def read_baselines(experiment: str, task: str, classes: list[str], tested: Crossed) -> dict[str, Answers]:
+    """What every baseline said of the test split; empty where there are none.
 
     Raises:
         UserError: baseline has not run.
         HeadstartError: it was tested on other items.
     """
     path = artifacts.baseline_dir(experiment) / "predictions.parquet"
-    return {
-        str(name): _same_items(
-            _answers(rows, f"baseline {name!r}", str(name), 0, 1, classes, "baseline"), tested, path
-        )
-        for name, rows in data.read_made(path, "baseline").groupby("baseline", sort=False)
-    }
+    found = {}
+    for name, rows in data.read_made(path, "baseline").groupby("baseline", sort=False):
+        whose = Answers.of_shares(str(name), 0, [], {})
+        answers = _answers(rows, whose, f"baseline {name!r}", task, classes, "baseline")
+        found[str(name)] = _same_items(answers, tested, path)
+    return found
 
 
-def read_points(experiment: str, classes: list[str], tested: Crossed) -> dict[str, dict[int, list[Answers]]]:
+def read_points(
+    experiment: str, task: str, classes: list[str], tested: Crossed
+) -> dict[str, dict[int, list[Answers]]]:
     """What trainings on other label budgets said of the test split; empty where there is no curve.
 
     Raises:
@@ -269,19 +296,41 @@ def read_points(experiment: str, classes: list[str], tested: Crossed) -> dict[st
     )
     for (arm, labels, seed), rows in parts.items():
         what = f"arm {arm!r}, {labels} labels, seed {seed}"
-        answers = _same_items(_answers(rows, what, arm, seed, 1, classes, "curve"), tested, path)
+        whose = Answers.of_shares(arm, seed, [], {})
+        answers = _same_items(_answers(rows, whose, what, task, classes, "curve"), tested, path)
         found.setdefault(arm, {}).setdefault(int(labels), []).append(answers)
     return found
 
 
 def _answers(
-    rows: pd.DataFrame, what: str, arm: str, seed: int, resample: int, classes: Sequence[str], step: str
+    rows: pd.DataFrame, whose: Answers, what: str, task: str, classes: Sequence[str], step: str
 ) -> Answers:
+    """What stands in some rows of predictions.
+
+    Args:
+        rows: of one run, one row an item.
+        whose: arm, seed and resample; the rest is filled in.
+        what: the same for messages.
+        task: its name.
+        classes: of a classifier.
+        step: that wrote the rows.
+    """
+    ids = rows["id"].tolist()
+    if not KINDS[task].classified:
+        return replace(whose, ids=ids, shares=_shares(rows, what, task, step))
     truth = pd.Categorical(rows["label"], categories=list(classes)).codes.astype(np.int64)
     probabilities = np.stack(rows["probabilities"].tolist()).astype(np.float64)
     if truth.min() < 0 or probabilities.shape[1] != len(classes):
         raise HeadstartError(f"{what} was tested with other classes; run {step} again")
-    return Answers(arm, seed, rows["id"].tolist(), truth, probabilities, resample)
+    return replace(whose, ids=ids, truth=truth, probabilities=probabilities)
+
+
+def _shares(rows: pd.DataFrame, what: str, task: str, step: str) -> dict[str, NDArray[np.float64]]:
+    """Each item's share in every metric of the task."""
+    missing = [name for name in KINDS[task].metrics if f"share_{name}" not in rows]
+    if missing:
+        raise HeadstartError(f"{what} was tested without {', '.join(missing)}; run {step} again")
+    return {name: rows[f"share_{name}"].to_numpy(dtype=np.float64) for name in KINDS[task].metrics}
 
 
 def _same_items(answers: Answers, tested: Crossed, path: Path) -> Answers:
@@ -291,11 +340,8 @@ def _same_items(answers: Answers, tested: Crossed, path: Path) -> Answers:
         TrainingError: they are not finite.
         HeadstartError: they are of other items.
     """
-    if not np.isfinite(answers.probabilities).all():
+    if answers.broken():
         raise TrainingError(f"{path}: predictions of {answers.arm!r} are not finite")
     if sorted(answers.ids) != sorted(tested.ids):
         raise HeadstartError(f"{path} is of other test items than the arms' predictions; run `dvc repro`")
-    order = np.argsort(np.asarray(answers.ids, dtype=object))
-    ordered: NDArray[np.float64] = answers.probabilities[order]
-    ids = [answers.ids[at] for at in order]
-    return Answers(answers.arm, answers.seed, ids, answers.truth[order], ordered, answers.resample)
+    return answers.sorted()

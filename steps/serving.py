@@ -1,4 +1,4 @@
-"""What a registered model does when MLflow loads it: contents in, labels and probabilities out.
+"""What a registered model does when MLflow loads it: contents in, what the task predicts out.
 
 MLflow imports this module by name out of the model's own copy of the code, and calls `_load_pyfunc` with
 the model's folder, laid out by `steps/register.py`:
@@ -8,8 +8,8 @@ the model's folder, laid out by `steps/register.py`:
 * `pretrained/`: architecture, tokenizer, and the backbone's weights where only the head was trained
 * `model_card.md`, `test_predictions.parquet`: for people and for the gate
 
-The input has one column. `image`: bytes, base64 text, a data URI, or a `pathlib.Path`; `text`: text. A
-text is never taken for the path of a file, so a client of a model server cannot read the server's files:
+The input has one column, or two where the task takes two texts. `image`: bytes, base64 text, a data URI, or a
+`pathlib.Path`; `text` and `pair`: text. A text is never taken for the path of a file, so a client of a model server cannot read the server's files:
 only Python code in the same process can hand over a `Path`.
 """
 
@@ -26,14 +26,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from steps import checkpoint, loop, tasks
+from steps import checkpoint, tasks
 from steps.artifacts import read_json
 from steps.data import Samples
 from steps.errors import DataError, UnreadableError
+from steps.kinds import KINDS
 from steps.params import Model, parse
-from steps.tasks import Content
+from steps.tasks import Ask, Content
 from steps.tracking.packaging import FORMAT
 
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
@@ -53,7 +55,7 @@ class Served:
                 f"the model is of format {found['format']}, this code reads {FORMAT}: "
                 "load it with the code of its own version of Headstart"
             )
-        self.task = tasks.get(found["task"])
+        self.task, self.kind = tasks.get(found["task"]), KINDS[found["task"]]
         self.settings = parse(Model, found["model"], "settings.json")
         self.classes: list[str] = found["classes"]
         self.max_pixels: int = found["max_pixels"]
@@ -62,54 +64,62 @@ class Served:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Label, its probability, and the probability of every class, a row for each row of the input.
+        """What the task's outputs are, a row for each row of the input; see `kinds.Kind.outputs`.
+
+        Of a classifier the label, its probability, and the probability of every class.
 
         Args:
-            model_input: one column, `image` or `text`.
+            model_input: the task's columns.
             params: MLflow's; there are none.
 
         Raises:
             UnreadableError: names every row that cannot be read, and why.
         """
-        name = "image" if self.task.column == "path" else "text"
-        samples = self._samples(list(model_input[name]))
+        columns = [list(model_input[name]) for name in self.kind.columns]
+        samples = self._samples(list(zip(*columns, strict=True)))
         if not len(samples):
-            return pd.DataFrame({"label": [], "probability": [], "probabilities": []})
-        found = loop.predict(self.network, samples, self.device).astype(np.float64)
-        best = found.argmax(axis=1)
-        return pd.DataFrame(
-            {
-                "label": [self.classes[index] for index in best],
-                "probability": found[np.arange(len(found)), best],
-                "probabilities": [dict(zip(self.classes, row.tolist(), strict=True)) for row in found],
-            }
-        )
+            return pd.DataFrame({name: [] for name in self.kind.outputs})
+        said = self.task.predict(self.network, samples, self._ask())
+        return pd.DataFrame(self._of_classes(np.asarray(said)) if self.kind.classified else said)
 
-    def _samples(self, values: list[object]) -> Samples:
+    def _ask(self) -> Ask:
+        return Ask(self.classes, self.settings, self.device, pretrained=self.pretrained)
+
+    def _of_classes(self, said: NDArray[np.float32]) -> dict[str, Any]:
+        found = said.astype(np.float64)
+        best = found.argmax(axis=1)
+        return {
+            "label": [self.classes[index] for index in best],
+            "probability": found[np.arange(len(found)), best],
+            "probabilities": [dict(zip(self.classes, row.tolist(), strict=True)) for row in found],
+        }
+
+    def _samples(self, rows: list[tuple[object, ...]]) -> Samples:
         """The inputs, every one of them checked before the first is predicted."""
         contents: list[Content] = []
         reasons: dict[int, str] = {}
-        for row, value in enumerate(values):
+        for place, row in enumerate(rows):
             try:
-                contents.append(self._content(value))
+                parts = [self._content(value) for value in row]
+                contents.append(parts[0] if len(parts) == 1 else tuple(parts))  # type: ignore[arg-type]
             except (DataError, OSError) as error:
-                reasons[row] = str(error)
+                reasons[place] = str(error)
         if reasons:
-            raise UnreadableError(reasons, len(values))
+            raise UnreadableError(reasons, len(rows))
         samples = self.task.samples(contents, self.settings, self.pretrained)
-        if self.task.column == "path":
+        if self.kind.content == "image":
             # Decoded one by one, so that each that fails is named; the samples keep what they decoded.
-            for row in range(len(samples)):
+            for place in range(len(samples)):
                 try:
-                    samples.batch([row])
+                    samples.batch([place])
                 except DataError as error:
-                    reasons[row] = str(error)
+                    reasons[place] = str(error)
             if reasons:
-                raise UnreadableError(reasons, len(values))
+                raise UnreadableError(reasons, len(rows))
         return samples
 
-    def _content(self, value: object) -> Content:
-        if self.task.column == "text":
+    def _content(self, value: object) -> Path | bytes | str:
+        if self.kind.content == "text":
             if not isinstance(value, str):
                 raise DataError(f"is no text, but {type(value).__name__}")
             if not value.strip():
@@ -121,7 +131,7 @@ class Served:
 
     def _check_size(self, image: Path | bytes) -> None:
         """Refuse an image by its header, before decoding it takes a gigabyte."""
-        from steps.tasks.image_classification import FORMATS
+        from steps.tasks.of_images import FORMATS
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from steps import artifacts, data, entry, freezing, network, params
+from steps import artifacts, data, entry, freezing, network, params, tasks
 from steps.arms import Arm, Choices
 from steps.errors import UserError
+from steps.kinds import KINDS
 from steps.network import Layer, Network
 from steps.params import Experiment
 from steps.settings import as_yaml
@@ -50,8 +51,8 @@ def show(experiment: str, arm: str) -> None:
     """
     checked = params.load(artifacts.PARAMS_FILE)
     chosen, settings = checked.chosen(experiment, arm), checked.experiments[experiment]
-    classes = count_classes(experiment, settings)
-    built = build(experiment, chosen, settings, classes or 2)
+    classes = known_classes(experiment, settings)
+    built = build(experiment, chosen, settings, classes or ["first", "second"])
     rows = rows_of(built, chosen, settings.training.epochs)
     entry.say(f"{experiment}, arm {arm}")
     for line in expansion(chosen):
@@ -74,15 +75,15 @@ def expansion(arm: Arm) -> list[str]:
     return [f"{name}: {as_yaml(value)}" for name, value in differs.items()]
 
 
-def count_classes(experiment: str, settings: Experiment) -> int | None:
-    """How many classes there are, as far as it is known before the data are split."""
+def known_classes(experiment: str, settings: Experiment) -> list[str] | None:
+    """The classes, as far as they are known before the data are split."""
     if artifacts.split_file(experiment).exists():
-        return len(data.classes_of(data.read_split(experiment)))
+        return tasks.get(settings.task).classes(data.read_split(experiment))
     labels = settings.validation.labels
-    return None if labels is None else len(labels)
+    return None if labels is None else list(labels)
 
 
-def build(experiment: str, arm: Arm, settings: Experiment, classes: int) -> Network:
+def build(experiment: str, arm: Arm, settings: Experiment, classes: list[str]) -> Network:
     """The network as a training of this arm starts with it, but for the values of its weights."""
     slug = settings.model.pretrained
     folder: Path = artifacts.pretrained_dir(slug)
@@ -92,8 +93,9 @@ def build(experiment: str, arm: Arm, settings: Experiment, classes: int) -> Netw
             f"`headstart run {experiment}`"
         )
     # Shapes and names tell all there is to show; nobody waits for the weights.
-    backbone = network.build_backbone(folder, pretrained=False, drop_path=arm.drop_path)
-    built = Network(backbone, classes, settings.model.dropout, arm.head)
+    gives = KINDS[settings.task].gives
+    backbone = network.build_backbone(folder, pretrained=False, drop_path=arm.drop_path, gives=gives)
+    built = Network(backbone, tasks.get(settings.task).head(backbone, classes, settings.model, arm))
     freezing.freeze(built, arm)
     return built
 
@@ -182,7 +184,7 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3g} %"
 
 
-def notes(arm: Arm, settings: Experiment, rows: list[Row], classes: int | None) -> list[str]:
+def notes(arm: Arm, settings: Experiment, rows: list[Row], classes: list[str] | None) -> list[str]:
     """What the table does not say."""
     lines = []
     if classes is None:

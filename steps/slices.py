@@ -20,6 +20,10 @@ from scipy.special import stdtrit
 from steps import intervals, metrics
 from steps.intervals import Interval
 
+# Metrics that are the mean of what each item has by itself, so that they can be told of a part of the items.
+# Of the others an item has a share only through all of them together: the mean share of a part is what the
+# metric would be if all items were like these, to first order, and may lie beyond its bounds.
+MEANS = ("accuracy", "log_loss", "exact_match", "squad_f1", "rouge_1", "rouge_2", "rouge_l", "psnr", "loss")
 # With fewer items a figure is hardly more than an anecdote.
 FEW = 20
 # Values of a fact that are told; the others are rare.
@@ -63,7 +67,7 @@ class Slice:
         rest: by how much it is above that of all other items that have a value.
         reference_mean: mean score of the reference on the slice; None without a reference.
         improvement: by how much the arm is better than the reference on the slice; None without a reference.
-        few: there are fewer than 20 items.
+        few: there are fewer than 20 items, or groups of them.
     """
 
     name: str
@@ -76,6 +80,19 @@ class Slice:
     few: bool
 
 
+def metric_of(metric: str, task_metrics: Sequence[str]) -> str:
+    """What slices are told in: the metric where it is a mean over items, else the task's first that is.
+
+    Of a task that has none such it is the metric's shares all the same.
+    """
+    return metric if metric in MEANS else next((name for name in task_metrics if name in MEANS), metric)
+
+
+def bounds_of(metric: str) -> intervals.Bounds:
+    """The lowest and the highest mean share of a part of the items."""
+    return metrics.BOUNDS[metric] if metric in MEANS else intervals.UNBOUNDED
+
+
 # ---------------------------------------------------------------------------------------------------- classes
 
 
@@ -85,6 +102,7 @@ def per_class(
     labels: Sequence[str],
     confidence: float,
     groups: Sequence[int] | None = None,
+    clusters: NDArray[np.int64] | None = None,
 ) -> list[ClassScores]:
     """Precision, recall and F1 of every class, with intervals over runs and items.
 
@@ -103,6 +121,7 @@ def per_class(
         labels: of the classes, in their order.
         confidence: e.g. 0.95.
         groups: as `intervals.of_mean` takes them.
+        clusters: group of each item, as `intervals.by_cluster` takes them.
     """
     found = []
     for index, label in enumerate(labels):
@@ -110,14 +129,16 @@ def per_class(
         is_class = truth == index
         related = np.flatnonzero(is_class | says.any(axis=0))
         own, said = is_class[related], says[:, related]
+        of_related = None if clusters is None else clusters[related]
+        of_own = None if clusters is None else clusters[is_class]
         support = int(own.sum())
         found.append(
             ClassScores(
                 label,
                 support,
-                _ratio(said & own, said, confidence, groups),
-                _mean(said[:, own].astype(np.float64), confidence, SHARE, groups),
-                _ratio(2.0 * (said & own), said + own.astype(np.float64), confidence, groups),
+                _ratio(said & own, said, confidence, groups, of_related),
+                _mean(said[:, own].astype(np.float64), confidence, SHARE, groups, of_own),
+                _ratio(2.0 * (said & own), said + own.astype(np.float64), confidence, groups, of_related),
                 support < FEW,
             )
         )
@@ -129,6 +150,7 @@ def _ratio(
     below: NDArray[np.generic],
     confidence: float,
     groups: Sequence[int] | None,
+    clusters: NDArray[np.int64] | None,
 ) -> Interval:
     """Interval of the mean over runs of sum(above) / sum(below), 0 where the latter is 0.
 
@@ -137,12 +159,14 @@ def _ratio(
         below: shape (runs, items).
         confidence: e.g. 0.95.
         groups: of the runs.
+        clusters: of the items.
     """
     above, below = above.astype(np.float64), below.astype(np.float64)
     total = below.sum(axis=1, keepdims=True)
     safe = np.maximum(total, 1.0)
     ratio = above.sum(axis=1, keepdims=True) / safe
-    return _mean(ratio + above.shape[1] * (above - ratio * below) / safe, confidence, SHARE, groups)
+    shares = ratio + above.shape[1] * (above - ratio * below) / safe
+    return _mean(shares, confidence, SHARE, groups, clusters)
 
 
 def _mean(
@@ -150,8 +174,11 @@ def _mean(
     confidence: float,
     bounds: tuple[float, float],
     groups: Sequence[int] | None,
+    clusters: NDArray[np.int64] | None = None,
 ) -> Interval:
-    """As `intervals.of_mean`, also of one item or none: of these nothing is known but the bounds."""
+    """As `intervals.of_mean`, also of one draw or none: of these nothing is known but the bounds."""
+    if scores.shape[1]:
+        scores = intervals.by_cluster(scores, clusters)
     runs, items = scores.shape
     if items < 2:
         value = float(scores.mean()) if items else 0.0
@@ -170,6 +197,7 @@ def table(
     *,
     reference: NDArray[np.float64] | None = None,
     groups: Sequence[int] | None = None,
+    clusters: NDArray[np.int64] | None = None,
 ) -> list[Slice]:
     """A row for each value of each fact, in the order of the facts.
 
@@ -177,15 +205,20 @@ def table(
     of one item, or of all items but one, has no row. Items whose fact is None or not a number are in no
     slice of it.
 
+    Where items come in groups, intervals are over the groups of a slice. A slice that is one whole group is
+    that group and no sample of groups, so its interval is over its items; one that is a part of one group
+    says nothing of others and has no row.
+
     Args:
         facts: by name, one value an item, e.g. {"length": tokens, "source": where it is from}.
         scores: score of each run on each item, shape (runs, items).
-        metric: what the scores are, "accuracy" or "log_loss": a mean over items, which macro-F1 is not.
+        metric: what the scores are, as `metric_of` gives it.
         confidence: e.g. 0.95.
         reference: scores of the reference arm on the same runs and items.
         groups: as `intervals.of_mean` takes them.
+        clusters: group of each item, as `intervals.by_cluster` takes them.
     """
-    assert metric in ("accuracy", "log_loss"), metric
+    cut = _Cut(scores, metric, confidence, reference, groups, clusters)
     found = []
     for name, values in facts.items():
         array = np.asarray(values)
@@ -195,10 +228,8 @@ def table(
         told = terciles(array.astype(np.float64), names) if numeric else texts(array)
         for value in _values(told, names if numeric else None):
             inside, others = told == value, (told != value) & (told != "")
-            if inside.sum() >= 2 and others.sum() >= 2:
-                found.append(
-                    _slice(name, value, inside, others, scores, metric, confidence, reference, groups)
-                )
+            if inside.sum() >= 2 and others.sum() >= 2 and cut.tells(inside):
+                found.append(_slice(name, value, inside, others, cut))
     return found
 
 
@@ -249,23 +280,39 @@ def _values(told: NDArray[np.str_], thirds: Sequence[str] | None) -> list[str]:
     return sorted(counts, key=lambda value: (-counts[value], value))[:MOST_VALUES]
 
 
-def _slice(
-    name: str,
-    value: str,
-    inside: NDArray[np.bool_],
-    others: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    metric: str,
-    confidence: float,
-    reference: NDArray[np.float64] | None,
-    groups: Sequence[int] | None,
-) -> Slice:
-    bounds = metrics.BOUNDS[metric]
-    own = scores[:, inside]
+@dataclass(frozen=True)
+class _Cut:
+    """What the slices of a table are cut from."""
+
+    scores: NDArray[np.float64]
+    metric: str
+    confidence: float
+    reference: NDArray[np.float64] | None
+    groups: Sequence[int] | None
+    clusters: NDArray[np.int64] | None
+
+    def tells(self, inside: NDArray[np.bool_]) -> bool:
+        """Whether these items are of several groups, or one group as a whole."""
+        if self.clusters is None:
+            return True
+        own = np.unique(self.clusters[inside])
+        return len(own) > 1 or bool(inside[self.clusters == own[0]].all())
+
+    def draws(self, scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Scores of the independent draws among these items."""
+        own = None if self.clusters is None else self.clusters[inside]
+        if own is None or len(np.unique(own)) == 1:
+            return scores[:, inside]
+        return intervals.by_cluster(scores[:, inside], own)
+
+
+def _slice(name: str, value: str, inside: NDArray[np.bool_], others: NDArray[np.bool_], cut: _Cut) -> Slice:
+    bounds, confidence, groups = bounds_of(cut.metric), cut.confidence, cut.groups
+    own = cut.draws(cut.scores, inside)
     against = improvement = None
-    if reference is not None:
-        against = float(reference[:, inside].mean())
-        gains = metrics.improvement(metric, own, reference[:, inside])
+    if cut.reference is not None:
+        against = float(cut.reference[:, inside].mean())
+        gains = cut.draws(metrics.improvement(cut.metric, cut.scores, cut.reference), inside)
         improvement = intervals.of_difference(gains, confidence, bounds, groups)
     size = int(inside.sum())
     return Slice(
@@ -273,10 +320,10 @@ def _slice(
         value,
         size,
         intervals.of_mean(own, confidence, bounds, groups),
-        between(own, scores[:, others], confidence, bounds, groups),
+        between(own, cut.draws(cut.scores, others), confidence, bounds, groups),
         against,
         improvement,
-        size < FEW,
+        own.shape[1] < FEW,
     )
 
 

@@ -11,6 +11,9 @@ BERT, ICLR 2021) call a run failed when it does no better than the majority clas
   absolute deviations below the median (Leys et al., J. Exp. Social Psychology 49, 2013). The 10 points keep
   runs that agree closely from making a failure of every small slip. One or two runs have no outliers.
 
+A task without classes has no share of a largest class and no accuracy: there only the second rule holds, for
+the metric that arms are judged by. What takes the place of 10 points is told in `FAR`.
+
 The share of failed runs comes with the exact interval of Clopper and Pearson (Biometrika 26, 1934). With
 three runs it is wide, and should be: none of three says only that less than about 71 % fail.
 """
@@ -24,12 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from steps import intervals
+from steps import intervals, metrics
 
 # A median absolute deviation times this estimates the standard deviation of a normal distribution.
 SCALE = 1.4826
 FAR_POINTS = 0.10
 FAR_DEVIATIONS = 3.0
+# The same of what is no per cent; of the perplexity it is a share of the median.
+FAR = {"log_loss": 0.2, "loss": 0.2, "perplexity": 0.1, "psnr": 1.0}
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Stability:
 def stability(
     values: Sequence[float], right: NDArray[np.float64], majority: float, confidence: float
 ) -> Stability:
-    """How far an arm's runs lie apart, and which failed.
+    """How far the runs of a classifier lie apart, and which failed.
 
     Args:
         values: the metric of each run.
@@ -83,8 +88,26 @@ def stability(
     """
     runs = len(values)
     assert runs == len(right) >= 1, "one value for each run"
-    failed = failed_runs(right, majority, confidence)
-    count = sum(failed)
+    return _stability(values, failed_runs(right, majority, confidence), confidence)
+
+
+def without_classes(values: Sequence[float], metric: str, confidence: float) -> Stability:
+    """How far an arm's runs lie apart, and which failed, where there are no classes.
+
+    Args:
+        values: the metric of each run.
+        metric: which, a name in `metrics.METRICS`.
+        confidence: of the interval, e.g. 0.95.
+    """
+    good = np.asarray(values) if metrics.HIGHER_IS_BETTER[metric] else -np.asarray(values)
+    least = FAR_POINTS if metrics.METRICS[metric].percent else FAR[metric]
+    if metric == "perplexity":
+        least *= float(np.median(values))
+    return _stability(values, tuple(_far_below(good, least).tolist()), confidence)
+
+
+def _stability(values: Sequence[float], failed: tuple[bool, ...], confidence: float) -> Stability:
+    runs, count = len(values), sum(failed)
     return Stability(
         runs=runs,
         sd=float(np.std(values, ddof=1)) if runs > 1 else None,
@@ -106,10 +129,14 @@ def failed_runs(right: NDArray[np.float64], majority: float, confidence: float) 
     """
     accuracy = right.mean(axis=1)
     lows = np.array([intervals.of_mean(run[None, :], confidence, (0.0, 1.0)).low for run in right])
-    median = float(np.median(accuracy))
-    spread = SCALE * float(np.median(np.abs(accuracy - median)))
-    far = accuracy < median - max(FAR_POINTS, FAR_DEVIATIONS * spread)
-    return tuple(bool(one) for one in (lows <= majority) | far)
+    return tuple(bool(one) for one in (lows <= majority) | _far_below(accuracy, FAR_POINTS))
+
+
+def _far_below(values: NDArray[np.float64], least: float) -> NDArray[np.bool_]:
+    """Which values lie below the others by more than this, and by more than their scatter."""
+    median = float(np.median(values))
+    spread = SCALE * float(np.median(np.abs(values - median)))
+    return np.asarray(values < median - max(least, FAR_DEVIATIONS * spread))
 
 
 def share(count: int, runs: int, confidence: float) -> Share:

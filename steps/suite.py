@@ -20,7 +20,7 @@ from great_expectations.data_context.types.base import (
 )
 
 from steps.errors import HeadstartError
-from steps.params import ExpectationName, Level
+from steps.params import Level
 from steps.tasks import Expectation
 
 # Great Expectations' words for our levels.
@@ -48,10 +48,10 @@ class Suite:
     Args:
         name: shown in the Data Docs.
         docs: folder for the Data Docs.
-        texts: what must hold, in words, by the expectation's name.
+        texts: what must hold, in words, by the expectation's name, where it has no words of its own.
     """
 
-    def __init__(self, name: str, docs: Path, texts: Mapping[ExpectationName, str]) -> None:
+    def __init__(self, name: str, docs: Path, texts: Mapping[str, str]) -> None:
         self.name, self.docs, self.texts = name, docs, texts
         site = {
             "class_name": "SiteBuilder",
@@ -76,7 +76,7 @@ class Suite:
         table: str,
         frame: pd.DataFrame,
         expectations: list[Expectation],
-        levels: Mapping[ExpectationName, Level],
+        levels: Mapping[str, Level],
         shown: list[str],
     ) -> list[Finding]:
         """Check a table.
@@ -95,7 +95,7 @@ class Suite:
                 kind(
                     **expectation.arguments,
                     severity=SEVERITY[levels[expectation.name]],
-                    description=f"{expectation.name}: {self.texts[expectation.name]}",
+                    description=f"{expectation.name}: {expectation.text or self.texts[expectation.name]}",
                     meta={"place": place},
                 )
             )

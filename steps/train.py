@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steps import artifacts, checkpoint, data, entry, freezing, resume, trainable, tuning
+from steps import artifacts, checkpoint, data, entry, freezing, metrics, resume, trainable, tuning
 from steps.errors import TrainingError
 from steps.loop import Fitted
 from steps.network import Layer, Network, Probe
@@ -83,11 +83,21 @@ def train_run(job: Job, resample: int, seed: int, folder: Path, states: Path) ->
         "weights_sha256": written,
     }
     artifacts.write_json(folder / checkpoint.JOURNAL, described)
-    accuracy, log_loss = fitted.best["validation_accuracy"], fitted.best["validation_log_loss"]
     entry.say(
-        f"{label}: validation accuracy {accuracy:.3f}, log-loss {log_loss:.3f} "
+        f"{label}: validation {told(fitted.best, job)} "
         f"in epoch {fitted.best_epoch} of {fitted.epochs}, {fitted.seconds:.1f} s"
     )
+
+
+def told(best: dict[str, float], job: Job) -> str:
+    """The task's first metric and the loss, of validation, in words."""
+    names = dict.fromkeys([watched(job), job.kind.loss])
+    return ", ".join(f"{metrics.SHOWN[name]} {best[f'validation_{name}']:.3f}" for name in names)
+
+
+def watched(job: Job) -> str:
+    """The metric that people see while it trains."""
+    return job.kind.metrics[0]
 
 
 # ---------------------------------------------------------------------------------- trainings of the search
@@ -98,10 +108,10 @@ def attempt(job: Job, label: str, *, states: Path) -> Attempt:
     key, history, started = trial_key(job), History(), perf_counter()
     try:
         fitted = fit(job, trial_seed(job), states, label, key, history).fitted
-        found = Attempt(fitted.best, fitted.epochs, fitted.steps, fitted.seconds)
+        found = Attempt(fitted.best, fitted.epochs, fitted.steps, fitted.seconds, None, job.kind.loss)
     except TrainingError as error:
         reason, seconds = " ".join(str(error).split()), perf_counter() - started
-        found = Attempt({}, len(history.rows), history.step, seconds, failed=reason)
+        found = Attempt({}, len(history.rows), history.step, seconds, reason, job.kind.loss)
     # The outcome is kept instead.
     resume.remove(states_of(states, key))
     return found
@@ -172,9 +182,10 @@ def fit_once(
     """Build the network and fit it."""
     model = trainable.build(job, seed)
     proof = freezing.Proof(model)
-    steps = job.settings.training.epochs * len(job.batches("train", data.FeatureSamples(job.train_labels)))
+    training = job.settings.training
+    steps = training.epochs * data.batches_of(len(job.part("train")), training.batch_size)
     with entry.Progress(label, steps) as progress:
-        history.begin(progress)
+        history.begin(progress, watched(job))
         kept = Told(label, states_of(states, key), key, job.machine.checkpoint_seconds)
         fitted = trainable.fit(job, model, seed, log=history.log, keeper=kept, micro_batch=micro_batch)
     if job.on_features:
@@ -238,7 +249,7 @@ class Halving:
 def journal(job: Job, seed: int, model: Network | Probe, fitted: Fitted) -> dict[str, Any]:
     """run.json but for what is frozen and the digest of the weights."""
     untouched = 0 if isinstance(model, Network) else trainable.provenance(job)["parameters"]
-    train_labels = len(job.train_labels)
+    train_labels = len(job.part("train"))
     return {
         "experiment": job.experiment,
         "task": job.settings.task,
@@ -281,11 +292,12 @@ class History:
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.step = 0
+        self.watched = ""
         self.progress: entry.Progress | None = None
 
-    def begin(self, progress: entry.Progress) -> None:
-        """A training begins, or begins anew with less at a time."""
-        self.rows, self.step, self.progress = [], 0, progress
+    def begin(self, progress: entry.Progress, watched: str) -> None:
+        """A training begins, or begins anew with less at a time; the progress tells of the metric watched."""
+        self.rows, self.step, self.progress, self.watched = [], 0, progress, watched
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Take values after a step, or (with `epoch`) after an epoch."""
@@ -297,7 +309,7 @@ class History:
         self.rows.append({"epoch": values["epoch"], "step": step, "seconds": values["seconds"], **values})
         self.progress.note(
             f"epoch {values['epoch']:.0f}, loss {values['train_loss']:.3f}, "
-            f"validation accuracy {values['validation_accuracy']:.3f}"
+            f"validation {metrics.SHOWN[self.watched]} {values[f'validation_{self.watched}']:.3f}"
         )
 
     def write(self, path: Path) -> None:

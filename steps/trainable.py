@@ -13,15 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steps import artifacts, augment, data, entry, features, freezing, loop, network, params, probing, tasks
-from steps.data import Batches, FeatureSamples, Samples
+from steps import artifacts, data, entry, features, freezing, loop, network, params, probing, tasks
+from steps.data import Batches, FeatureSamples, Samples, Targets
 from steps.errors import HeadstartError, UserError
 from steps.features import PrefixCache
-from steps.loop import Fed, Fitted, Keeper, Log, Recipe, Stage
+from steps.kinds import KINDS, Kind
+from steps.loop import Fed, Fitted, Judge, Keeper, Log, Recipe, Stage
 from steps.network import Backbone, Network, Probe
-from steps.objective import Objective
 from steps.params import Arm, Limits, Machine, TrainSettings
 from steps.resume import code_sha256
+from steps.tasks import Ask, Task
 
 GIB = 2**30
 # The libraries that make a frozen layer's activations out of a sample.
@@ -46,6 +47,17 @@ class Job:
     features_folder: Path
     # What was decoded, by split; one for a job and all that come of it by `with_settings`.
     _samples: dict[str, Samples] = field(default_factory=dict, repr=False)
+    _targets: dict[str, Tensor | Targets] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def task(self) -> Task:
+        """What kind of data it is, and what is learnt of them."""
+        return tasks.get(self.settings.task)
+
+    @property
+    def kind(self) -> Kind:
+        """The few facts about the task."""
+        return KINDS[self.settings.task]
 
     @property
     def machine(self) -> Machine:
@@ -60,20 +72,44 @@ class Job:
     @property
     def on_features(self) -> bool:
         """What embed computed before is all the input there is; no backbone is built."""
-        return self.only_head and not self.arm.augment
+        return self.only_head and not self.arm.augment and self.kind.gives == "pooled"
 
     @cached_property
     def train_labels(self) -> Tensor:
-        """Class indices of the train split, shape (samples,)."""
-        return self._labels("train")
+        """Class indices of the train split, shape (samples,), of a classifier."""
+        found = self.targets("train")
+        assert isinstance(found, Tensor), self.settings.task
+        return found
 
     @cached_property
     def recipe(self) -> Recipe:
         """How to train."""
-        count = len(self.classes)
-        mixer = augment.mixer(self.arm.mixup, self.arm.cutmix, count)
-        objective = Objective(self.arm, self.train_labels, count, mixer)
-        return Recipe(self.arm, self.settings.training, objective, self.machine)
+        objective = self.task.objective(self.arm, self.targets("train"), self.classes)
+        training, machine = self.settings.training, self.machine
+        if self.kind.classified:
+            return Recipe(self.arm, training, objective, machine)
+        return Recipe(self.arm, training, objective, machine, self._judge(objective), self.kind.loss)
+
+    def _judge(self, objective: tasks.Criterion) -> Judge:
+        """The task's metrics and the loss, of the validation split."""
+        truths = self.task.truths(self.part("validation"))
+
+        def judge(
+            model: torch.nn.Module, batches: Batches, device: torch.device, cut: int, precision: str
+        ) -> dict[str, float]:
+            said = self.task.predict(model, batches.samples, self.ask(device, cut, precision))
+            shares = self.task.scores(truths, said, self.classes)
+            found = {f"validation_{name}": float(shares[name].mean()) for name in self.kind.metrics}
+            found[f"validation_{self.kind.loss}"] = loop.mean_loss(
+                model, batches, objective, device, cut, precision
+            )
+            return found
+
+        return judge
+
+    def ask(self, device: torch.device, cut: int = 0, precision: str = "float32") -> Ask:
+        """How samples of this job are predicted."""
+        return Ask(self.classes, self.settings.model, device, cut, precision, self.pretrained)
 
     @cached_property
     def pretrained_sha256(self) -> str:
@@ -104,10 +140,9 @@ class Job:
     def samples(self, split: str) -> Samples:
         """Images or texts of a split, decoded or tokenised once."""
         if split not in self._samples:
-            task, rows = tasks.get(self.settings.task), self.part(split)
-            contents = tasks.contents(task, rows, artifacts.data_dir(self.experiment))
+            contents = tasks.contents(self.task, self.part(split), artifacts.data_dir(self.experiment))
             views = self.arm.augment if split == "train" else ()
-            self._samples[split] = task.samples(
+            self._samples[split] = self.task.samples(
                 contents, self.settings.model, self.pretrained, augment=views, machine=self.machine
             )
         return self._samples[split]
@@ -116,14 +151,22 @@ class Job:
         """What embed computed of a split."""
         return features.read(self.features_folder, self.part(split)["id"])
 
-    def batches(self, split: str, samples: Samples) -> Batches:
-        """Labelled batches of a split."""
-        balanced = self.arm.balanced_sampling and split == "train"
-        labels = self.train_labels if split == "train" else self._labels(split)
-        return Batches(samples, labels, self.settings.training.batch_size, balanced)
+    def targets(self, split: str) -> Tensor | Targets:
+        """What is to be learnt of a split."""
+        if split not in self._targets:
+            # Labels of whole samples do not depend on how these are read, and features may be all there is.
+            whole = self.kind.gives == "pooled"
+            samples = FeatureSamples(torch.empty(0)) if whole else self.samples(split)
+            folder = artifacts.data_dir(self.experiment)
+            self._targets[split] = self.task.targets(
+                self.part(split), self.classes, samples, folder, self.settings.model
+            )
+        return self._targets[split]
 
-    def _labels(self, split: str) -> Tensor:
-        return torch.from_numpy(data.label_indices(self.part(split)["label"], self.classes))
+    def batches(self, split: str, samples: Samples) -> Batches:
+        """Samples of a split with their targets."""
+        balanced = self.arm.balanced_sampling and split == "train"
+        return Batches(samples, self.targets(split), self.settings.training.batch_size, balanced)
 
 
 def load(
@@ -155,7 +198,7 @@ def load(
     check_precision(device, settings.machine.precision)
     pretrained = artifacts.pretrained_dir(settings.model.pretrained)
     folder = features_folder or artifacts.features_dir(experiment)
-    classes = data.classes_of(rows)
+    classes = tasks.get(settings.task).classes(rows)
     return Job(experiment, arm_name, settings.arm, settings, pretrained, classes, rows, device, folder)
 
 
@@ -212,23 +255,31 @@ def build(job: Job, seed: int) -> Network | Probe:
     Raises:
         UserError: the arm does not fit the backbone.
     """
-    arm, dropout = job.arm, job.settings.model.dropout
+    arm = job.arm
     if job.on_features:
         torch.manual_seed(seed)
-        return Probe(job.features("train").features.shape[1], len(job.classes), dropout, arm.head)
+        return Probe(head_of(job, network.Width(job.features("train").features.shape[1])))
     torch.manual_seed(seed)
     backbone = network.build_backbone(
-        job.pretrained, pretrained=arm.start == "pretrained", drop_path=arm.drop_path
+        job.pretrained,
+        pretrained=arm.start == "pretrained",
+        drop_path=arm.drop_path,
+        gives=job.kind.gives,
     )
     backbone.checkpointing = job.machine.gradient_checkpointing
     if arm.reinit_top:
         network.reinitialise(backbone, job.pretrained, arm.reinit_top, seed)
     torch.manual_seed(seed)
-    model = Network(backbone, len(job.classes), dropout, arm.head)
+    model = Network(backbone, head_of(job, backbone))
     freezing.freeze(model, arm)
     if arm.head_first:
         fit_head_first(job, model)
     return model
+
+
+def head_of(job: Job, backbone: Any) -> torch.nn.Module:  # noqa: ANN401 - a backbone, or only its width
+    """The task's new head."""
+    return job.task.head(backbone, job.classes, job.settings.model, job.arm)
 
 
 def fit_head_first(job: Job, model: Network) -> None:
@@ -282,14 +333,15 @@ def fed(job: Job, model: Network | Probe, seed: int) -> Fed:
     if isinstance(model, Network) and cacheable(job):
         cut = freezing.boundary(model, job.arm.reinit_top)
     train, validation = (inputs(job, model, cut, split) for split in ("train", "validation"))
-    return Fed(
-        job.batches("train", train), job.batches("validation", validation), cut, view_of(job.arm, seed)
-    )
+    return Fed(job.batches("train", train), job.batches("validation", validation), cut, view_of(job, seed))
 
 
 def cacheable(job: Job) -> bool:
     """The inputs are the same in every epoch, or one of a few views: what is frozen need not run again."""
-    arm = job.arm
+    arm, kind = job.arm, job.kind
+    # Maps are of all layers, and a decoder is told of the targets, which no cache knows.
+    if kind.changes or kind.generates or kind.gives == "maps":
+        return False
     return job.machine.cache and not (arm.mixup or arm.cutmix) and (not arm.augment or arm.views > 0)
 
 
@@ -300,7 +352,8 @@ def inputs(job: Job, model: Network | Probe, cut: int, split: str) -> Samples:
         UserError: the cache's limit does not suffice.
     """
     views = job.arm.views if split == "train" else 0
-    if isinstance(model, Probe) or (cut == len(model.backbone.layers) and not views):
+    pooled = job.kind.gives == "pooled"
+    if isinstance(model, Probe) or (pooled and cut == len(model.backbone.layers) and not views):
         return job.features(split)
     return activations(job, model.backbone, cut, split, views) if cut else job.samples(split)
 
@@ -314,6 +367,7 @@ def activations(job: Job, backbone: Backbone, cut: int, split: str, views: int) 
     samples = job.samples(split)
     transform = job.settings.model.model_dump(mode="json", exclude={"dropout"})
     transform["augment"] = list(job.arm.augment) if views else []
+    transform["gives"] = job.kind.gives
     # What decodes, cuts and computes.
     transform |= {"code": code_sha256(), "versions": {name: version(name) for name in COMPUTES}}
     label = f"{job.experiment}/{job.arm_name}: activations of {cut} frozen layers, {split}"
@@ -331,13 +385,14 @@ def activations(job: Job, backbone: Backbone, cut: int, split: str, views: int) 
         )
 
 
-def view_of(arm: Arm, seed: int) -> Callable[[int], int | None]:
-    """Which augmented view an epoch, from 1, trains on."""
-    if not arm.augment:
-        return lambda epoch: None
+def view_of(job: Job, seed: int) -> Callable[[int], int | None]:
+    """Which view of the samples an epoch, from 1, trains on."""
+    arm = job.arm
     if arm.views:
         return lambda epoch: (epoch - 1) % arm.views
-    return lambda epoch: seed * 1_000_000 + epoch
+    if arm.augment or job.kind.changes:
+        return lambda epoch: seed * 1_000_000 + epoch
+    return lambda epoch: None
 
 
 def fit(

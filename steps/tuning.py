@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from steps import artifacts, entry
+from steps import artifacts, entry, metrics
 from steps.arms import SEARCHABLE, Arm, Choices, OneOf, Range, changed, misfits
 from steps.errors import TrainingError, UserError
 from steps.params import Tuning
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 FILE = "tuning.json"
-OBJECTIVE = "validation log_loss"
 SAMPLER = "declared values, then a scrambled Sobol sequence"
 # The default space: from the declared value divided by so much to the value times so much.
 REACH = 10.0
@@ -56,6 +55,7 @@ class Attempt:
         steps: optimizer steps taken.
         seconds: of training.
         failed: why it broke down, or None.
+        watched: the metric that trials are compared by: lower is better.
     """
 
     best: dict[str, float]
@@ -63,11 +63,12 @@ class Attempt:
     steps: int
     seconds: float
     failed: str | None = None
+    watched: str = "log_loss"
 
     @property
-    def log_loss(self) -> float | None:
-        """What trials are compared by: lower is better."""
-        return self.best.get("validation_log_loss")
+    def loss(self) -> float | None:
+        """What the trial is compared by; None where it failed."""
+        return self.best.get(f"validation_{self.watched}")
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class Trial:
 
     def as_json(self) -> dict[str, Any]:
         """An entry of the history in `tuning.json`."""
-        metrics = {name.removeprefix("validation_"): value for name, value in self.attempt.best.items()}
+        found = {name.removeprefix("validation_"): value for name, value in self.attempt.best.items()}
         return {
             "values": self.values,
-            "log_loss": None,
-            **metrics,
+            self.attempt.watched: None,
+            **found,
             "epochs": self.attempt.epochs,
             "steps": self.attempt.steps,
             "seconds": round(self.attempt.seconds, 3),
@@ -101,6 +102,7 @@ class Searched:
         space: what was searched, by key; empty where there was no search.
         declared: the values before.
         chosen: the values after.
+        watched: the metric on validation that trials are compared by.
         history: the trials in their order, the declared values first; none where there was no search.
     """
 
@@ -109,6 +111,7 @@ class Searched:
     space: dict[str, Range]
     declared: Values
     chosen: Values
+    watched: str
     history: tuple[Trial, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -119,9 +122,7 @@ class Searched:
             "failed": sum(attempt.failed is not None for attempt in attempts),
             "steps": sum(attempt.steps for attempt in attempts),
             "seconds": round(sum(attempt.seconds for attempt in attempts), 3),
-            "objective": OBJECTIVE
-            if self.tuning.seeds == 1
-            else f"{OBJECTIVE}, mean of {self.tuning.seeds} seeds",
+            "objective": objective_of(self.tuning, self.watched),
             "sampler": SAMPLER if self.history else "none: the declared values are taken",
             "seed": self.tuning.seed,
             "seeds": self.tuning.seeds,
@@ -139,7 +140,7 @@ class Searched:
 def search(
     job: Job, attempt: Callable[[Job, str], Attempt], key_of: Callable[[Job], dict[str, Any]]
 ) -> Searched:
-    """Try as many values as `tuning.trials` says, and choose those of the lowest validation log-loss.
+    """Try as many values as `tuning.trials` says, and choose those of the lowest validation loss.
 
     A trial that ended well is kept below `.headstart/trials/` and never trained again; so a search that was
     killed goes on where it was, and one with more trials goes on from those before.
@@ -158,7 +159,7 @@ def search(
     declared = {key: getattr(job.arm, key) for key in space}
     if tuning.trials == 1:
         entry.say(f"{place}: no search (tuning.trials: 1), the declared values are taken")
-        return Searched(job.arm, tuning, {}, declared, declared)
+        return Searched(job.arm, tuning, {}, declared, declared, job.kind.loss)
     tried = candidates(space, declared, tuning)
     for values in ends(space, declared):
         with_values(job, values)
@@ -177,14 +178,15 @@ def search(
         history.append(Trial(values, found))
     chosen = best(place, history)
     which = "the declared values stay" if chosen == declared else f"chosen {told(chosen)}"
-    entry.say(f"{place}: {which}, by validation log-loss over {len(tried)} trials")
+    entry.say(f"{place}: {which}, by validation {metrics.SHOWN[job.kind.loss]} over {len(tried)} trials")
     arm = with_arm_values(job.arm, chosen)
-    return Searched(arm, tuning, space, declared, chosen, tuple(history))
+    return Searched(arm, tuning, space, declared, chosen, job.kind.loss, tuple(history))
 
 
-def objective_of(tuning: Tuning) -> str:
+def objective_of(tuning: Tuning, watched: str) -> str:
     """What trials are judged by, in words."""
-    return OBJECTIVE if tuning.seeds == 1 else f"{OBJECTIVE}, mean of {tuning.seeds} seeds"
+    one = f"validation {watched}"
+    return one if tuning.seeds == 1 else f"{one}, mean of {tuning.seeds} seeds"
 
 
 def together(attempts: list[Attempt]) -> Attempt:
@@ -199,19 +201,18 @@ def together(attempts: list[Attempt]) -> Attempt:
         sum(one.steps for one in attempts),
         sum(one.seconds for one in attempts),
         failed,
+        attempts[0].watched,
     )
 
 
 def best(place: str, history: list[Trial]) -> Values:
-    """The values of the lowest log-loss; of equal ones the first.
+    """The values of the lowest loss; of equal ones the first.
 
     Raises:
         TrainingError: all trials broke down.
     """
     losses = {
-        number: trial.attempt.log_loss
-        for number, trial in enumerate(history)
-        if trial.attempt.log_loss is not None
+        number: trial.attempt.loss for number, trial in enumerate(history) if trial.attempt.loss is not None
     }
     if not losses:
         raise TrainingError(
@@ -228,10 +229,10 @@ def told(values: Values) -> str:
 
 def outcome(found: Attempt) -> str:
     """What came of a trial, in words."""
-    if found.log_loss is None:
+    if found.loss is None:
         reason = (found.failed or "").partition(" (")[0]
         return f"broke down: {reason}"
-    return f"validation log-loss {found.log_loss:.3f}"
+    return f"validation {metrics.SHOWN[found.watched]} {found.loss:.3f}"
 
 
 # ---------------------------------------------------------------------------------------------- the space

@@ -17,7 +17,8 @@ from pandas.api.types import is_integer_dtype
 
 from steps import artifacts, data, entry, params, tasks
 from steps.errors import DataError, ValidationFailedError
-from steps.params import DEFAULT_LEVELS, ExpectationName, Level, ValidateSettings, Validation
+from steps.kinds import KINDS
+from steps.params import DEFAULT_LEVELS, Level, ValidateSettings, Validation
 from steps.suite import Finding, Suite
 from steps.tasks import Expectation, Task
 
@@ -25,7 +26,8 @@ from steps.tasks import Expectation, Task
 KEPT_FACTS = ["content", "near_duplicate_of", "near_group", "split_key"]
 EXAMPLES = 5
 
-TEXTS: dict[ExpectationName, str] = {
+# What the expectations that all tasks share say; those of a task have words of their own.
+TEXTS = {
     "columns_present": "the manifest has its columns, of the right types",
     "ids_unique": "every id is there once",
     "labels_not_null": "every sample has a label",
@@ -54,14 +56,16 @@ class Result:
         rows: one row for each sample that breaks it: row (its place), id, source, reason.
         about: what else is to say of a failure, e.g. which classes are too small.
         one_by_one: whether rows can be dropped to make it hold.
+        text: what must hold, in words.
     """
 
-    name: ExpectationName
+    name: str
     level: Level
     success: bool
     rows: pd.DataFrame
     about: str
     one_by_one: bool
+    text: str
 
     @property
     def stops(self) -> bool:
@@ -94,7 +98,8 @@ def validate(experiment: str) -> None:
         suite = Suite(experiment, out / "docs", TEXTS)
         samples, results = _judge_samples(suite, task, manifest, folder, settings.validation)
         kept = _without(samples, results)
-        results += _judge_classes(suite, kept, settings.validation)
+        if KINDS[settings.task].classified:
+            results += _judge_classes(suite, kept, settings.validation)
         stopping = _stopping(results, settings.validation)
         summary = _summary(experiment, settings, samples, kept, results, success=not stopping)
         _write(out, suite, summary, results)
@@ -116,7 +121,8 @@ def _judge_samples(
         _check_inside(samples["path"])
         facts = task.facts(samples, folder, settings)
         samples = _described(samples.join(facts))
-        expectations += [*_of_labels(settings), *task.expectations(settings), *_of_duplicates(samples)]
+        labels = _of_labels(settings) if KINDS[task.name].classified else [UNIQUE]
+        expectations += [*labels, *task.expectations(settings), *_of_duplicates(samples)]
     findings = suite.judge("samples", samples, expectations, _levels(settings), ["id", "source"])
     return samples, _results(findings, samples, settings)
 
@@ -145,7 +151,7 @@ def _judge_classes(suite: Suite, kept: pd.DataFrame, settings: Validation) -> li
     return _merged(results)
 
 
-def _levels(settings: Validation) -> dict[ExpectationName, Level]:
+def _levels(settings: Validation) -> dict[str, Level]:
     return {**DEFAULT_LEVELS, **settings.levels}
 
 
@@ -167,11 +173,14 @@ def _of_columns(samples: pd.DataFrame) -> list[Expectation]:
     ]
 
 
+UNIQUE = Expectation(
+    "ids_unique", "ExpectColumnValuesToBeUnique", {"column": "id"}, "id {id} is there more than once"
+)
+
+
 def _of_labels(settings: Validation) -> list[Expectation]:
     expectations = [
-        Expectation(
-            "ids_unique", "ExpectColumnValuesToBeUnique", {"column": "id"}, "id {id} is there more than once"
-        ),
+        UNIQUE,
         Expectation(
             "labels_not_null", "ExpectColumnValuesToNotBeNull", {"column": "label_text"}, "has no label"
         ),
@@ -347,6 +356,7 @@ def _result(
         pd.DataFrame(columns, index=broken.index),
         about,
         finding.expectation.one_by_one,
+        finding.expectation.text or TEXTS[name],
     )
 
 
@@ -359,7 +369,8 @@ def _merged(results: list[Result]) -> list[Result]:
             rows = pd.concat([before.rows, result.rows]).drop_duplicates("row")
             about = "; ".join(filter(None, (before.about, result.about)))
             success = before.success and result.success
-            result = Result(result.name, result.level, success, rows, about, result.one_by_one)
+            text = result.text if result.text == before.text else f"{before.text}; {result.text}"
+            result = Result(result.name, result.level, success, rows, about, result.one_by_one, text)
         merged[result.name] = result
     return list(merged.values())
 
@@ -385,7 +396,8 @@ def _summary(
     success: bool,
 ) -> dict[str, Any]:
     """What `validation.json` holds."""
-    counts = _class_counts(kept, settings.validation) if "label" in kept else {}
+    labelled = "label" in kept and kept["label"].notna().any()
+    counts = _class_counts(kept, settings.validation) if labelled else {}
     rejected = {row for result in results if result.stops for row in result.rows["row"]}
     smallest = min(counts.values(), default=0)
     return {
@@ -403,7 +415,7 @@ def _summary(
                 "success": result.success,
                 "unexpected": len(result.rows),
                 "examples": list(dict.fromkeys(result.rows["id"]))[:EXAMPLES],
-                "text": TEXTS[result.name] + (f": {result.about}" if result.about else ""),
+                "text": result.text + (f": {result.about}" if result.about else ""),
             }
             for result in results
         ],
@@ -461,11 +473,13 @@ def _say(summary: dict[str, Any], results: list[Result], target: Path) -> None:
         if not result.success:
             kind = "dropped" if result.level == "error" else "warning"
             entry.say(f"{experiment}: {kind}: {result.line()}")
-    entry.say(
-        f"{experiment}: {summary['accepted']:,} of {summary['rows']:,} samples accepted, "
-        f"{len(summary['classes'])} classes, the largest {summary['imbalance'] or float('nan'):.2f} times "
-        f"the smallest; {target}/docs/index.html"
-    )
+    told = f"{experiment}: {summary['accepted']:,} of {summary['rows']:,} samples accepted"
+    if KINDS[summary["task"]].classified:
+        told += (
+            f", {len(summary['classes'])} classes, the largest {summary['imbalance'] or float('nan'):.2f} times "
+            "the smallest"
+        )
+    entry.say(f"{told}; {target}/docs/index.html")
 
 
 def main() -> int:

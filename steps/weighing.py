@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from steps.convergence import Convergence, SpeedUp
 from steps.efficiency import Point, Saved
 from steps.evidence import Difference, LabelsSaved, Verdict
 from steps.intervals import Interval
+from steps.report import wording
 from steps.results import Results, Run
 
 # Of comparison.json: raised when a key changes its meaning or goes away. Its schema is in docs/.
@@ -39,6 +40,8 @@ LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "scikit-learn")
 FEW_ITEMS = 50
 # Beyond these many classes a confusion matrix is no table for people.
 MOST_CLASSES = 60
+# Of the distribution over test items.
+BINS = 20
 LOCK = Path("requirements.lock")
 Facts = Mapping[str, NDArray[np.generic]]
 
@@ -87,7 +90,7 @@ def weigh(results: Results, facts: Facts, counts: Mapping[str, int]) -> dict[str
     probe = probe_over_random(results)
     verdict = judge(results, judged, reached, saved.get(judged or ""), probe)
     gains = improvements(results)
-    calibrated = calibrate(results)
+    calibrated = calibrate(results) if results.kind.classified else {}
     comparison: dict[str, Any] = {
         "schema": SCHEMA,
         "experiment": results.experiment,
@@ -102,10 +105,14 @@ def weigh(results: Results, facts: Facts, counts: Mapping[str, int]) -> dict[str
         "train_labels": first["train_labels"],
         "validation_labels": first["validation_labels"],
         "test_size": len(results.crossed.ids),
+        "test_groups": results.crossed.groups,
         "reference": results.reference,
         "target": target,
         "arms": [
-            of_arm(results, arm, reached[arm], gains.get(arm), calibrated[arm], speedup(results, curves, arm))
+            of_arm(
+                results, arm, reached[arm], gains.get(arm), calibrated.get(arm),
+                speedup(results, curves, arm),
+            )
             | {"area": iv(convergence.area(
                 curves[arm], metric, settings.evaluation.confidence, settings.training.epochs,
                 results.crossed.resamples,
@@ -121,9 +128,11 @@ def weigh(results: Results, facts: Facts, counts: Mapping[str, int]) -> dict[str
         "best_seed": best.seed,
         "best_resample": best.resample,
         "verdict": asdict(verdict),
-        "per_class": per_class(results, best_arm),
+        "per_class": per_class(results, best_arm) if results.kind.classified else [],
+        "slice_metric": slice_metric(results),
         "slices": table_of_slices(results, best_arm, facts),
-        "confusion": confusion(results, best_arm),
+        "confusion": confusion(results, best_arm) if results.kind.classified else None,
+        "distribution": None if results.kind.classified else distribution(results, best_arm),
         "cost": cost(results),
         "test_ledger": {
             "test_sha256": results.looks["test_sha256"],
@@ -177,6 +186,8 @@ def judge(
         results.metric,
         settings.evaluation.confidence,
         settings.evaluation.margin,
+        wording.counted(settings.task),
+        results.kind.own_labels,
     )
     epochs = {arm: found.epochs for arm, found in reached.items()}
     told = None
@@ -213,7 +224,9 @@ def pairs(results: Results) -> list[dict[str, Any]]:
                 "first_run": results.runs[one.first][one.first_run].name,
                 "second_run": results.runs[one.second][one.second_run].name,
                 **asdict(one.mcnemar),
-            },
+            }
+            if one.mcnemar is not None
+            else None,
         }
         for one in found
     ]
@@ -227,7 +240,7 @@ def of_arm(
     arm: str,
     reached: Convergence,
     gain: dict[str, Any] | None,
-    calibrated: Calibration,
+    calibrated: Calibration | None,
     faster: SpeedUp | None,
 ) -> dict[str, Any]:
     """What comparison.json says of one arm, but for the area under its curve."""
@@ -246,7 +259,10 @@ def of_arm(
         "ci_low": found.low,
         "ci_high": found.high,
         "improvement": gain,
-        "test": {name: float(np.mean(crossed.values(arm, name))) for name in metrics.HIGHER_IS_BETTER},
+        "test": {name: float(np.mean(crossed.values(arm, name))) for name in results.kind.metrics},
+        "metrics": {
+            name: iv(evidence.estimate(crossed, arm, name, confidence)) for name in results.kind.metrics
+        },
         "validation": {"values": validation, "mean": float(np.mean(validation))},
         "train_labels": journals[0]["train_labels"],
         "epochs": [journal["epochs"] for journal in journals],
@@ -258,7 +274,7 @@ def of_arm(
         "seconds": float(np.mean([journal["seconds"] for journal in journals])),
         "speedup": None if faster is None else of_speedup(faster),
         "stability": of_stability(results, arm),
-        "calibration": of_calibration(calibrated),
+        "calibration": None if calibrated is None else of_calibration(calibrated),
         "tuning": of_tuning(results, arm),
         "parameters": journals[0]["parameters"],
         "trainable_parameters": journals[0]["trainable_parameters"],
@@ -285,11 +301,14 @@ def of_speedup(found: SpeedUp) -> dict[str, Any]:
 
 def of_stability(results: Results, arm: str) -> dict[str, Any]:
     """How far the arm's runs lie apart, and how many failed."""
-    crossed = results.crossed
-    majority = float(np.bincount(crossed.truth).max()) / len(crossed.truth)
-    right = crossed.scores(arm, "accuracy")
-    values, confidence = crossed.values(arm, results.metric), results.settings.evaluation.confidence
-    found = stability.stability(values, right, majority, confidence)
+    crossed, confidence = results.crossed, results.settings.evaluation.confidence
+    values = crossed.values(arm, results.metric)
+    if results.kind.classified:
+        majority = float(np.bincount(crossed.truth).max()) / len(crossed.truth)
+        right = crossed.draws(crossed.scores(arm, "accuracy"))
+        found = stability.stability(values, right, majority, confidence)
+    else:
+        found = stability.without_classes(values, results.metric, confidence)
     return {
         "runs": found.runs,
         "sd": found.sd,
@@ -351,10 +370,10 @@ def baselines(results: Results) -> list[dict[str, Any]]:
     about = {one["name"]: one["about"] for one in results.baseline["baselines"]}
     found = []
     for name, answers in results.baselines.items():
-        scores = metrics.per_item(metric, crossed.truth, answers.probabilities)[None, :]
-        own = intervals.of_mean(scores, confidence, bounds)
+        scores = answers.scores(metric)[None, :]
+        own = intervals.of_mean(crossed.draws(scores), confidence, bounds)
         gains = metrics.improvement(metric, np.broadcast_to(scores, of_reference.shape), of_reference)
-        over = intervals.of_difference(gains, confidence, bounds, crossed.resamples)
+        over = intervals.of_difference(crossed.draws(gains), confidence, bounds, crossed.resamples)
         found.append(
             {
                 "name": name,
@@ -374,9 +393,8 @@ def probe_over_random(results: Results) -> Interval | None:
     pretrained, random = (results.baselines.get(f"{name}_logistic") for name in ("features", "random"))
     if pretrained is None or random is None:
         return None
-    truth = results.crossed.truth
-    scores = [metrics.per_item(metric, truth, one.probabilities)[None, :] for one in (pretrained, random)]
-    gains = metrics.improvement(metric, scores[0], scores[1])
+    gains = metrics.improvement(metric, *(one.scores(metric)[None, :] for one in (pretrained, random)))
+    gains = results.crossed.draws(gains)
     return intervals.of_difference(gains, results.settings.evaluation.confidence, metrics.BOUNDS[metric])
 
 
@@ -405,21 +423,38 @@ def _best_of(results: Results, means: Mapping[str, float], start: str) -> float 
 # ------------------------------------------------------------------------------------------ efficiency
 
 
-def curves_over_labels(results: Results) -> dict[str, dict[int, NDArray[np.float64]]]:
-    """By arm and label budget what each seed said of the test split, shape (seeds, items, classes).
+@dataclass(frozen=True)
+class Budget:
+    """An arm on one label budget.
+
+    Attributes:
+        values: the metric of each seed.
+        scores: each item's share in it, shape (seeds, items).
+    """
+
+    values: list[float]
+    scores: NDArray[np.float64]
+
+
+def curves_over_labels(results: Results) -> dict[str, dict[int, Budget]]:
+    """By arm and label budget what each seed reached on the test split.
 
     The experiment's own budget is among them, with the seeds that the others have. Budgets rise.
     """
-    crossed, own, found = results.crossed, own_budget(results), {}
+    crossed, metric, own, found = results.crossed, results.metric, own_budget(results), {}
     for arm, points in results.points.items():
         said = {
-            labels: {answers.seed: answers.probabilities for answers in of_labels}
+            labels: {answers.seed: (answers.value(metric), answers.scores(metric)) for answers in of_labels}
             for labels, of_labels in points.items()
         }
         seeds = sorted(next(iter(said.values())))
         first = {seed: at for at, seed in enumerate(crossed.seeds) if crossed.resamples[at] == 1}
-        said[own] = {seed: crossed.probabilities[arm][first[seed]] for seed in seeds}
-        found[arm] = {labels: np.stack([of[seed] for seed in seeds]) for labels, of in sorted(said.items())}
+        values, scores = crossed.values(arm, metric), crossed.scores(arm, metric)
+        said[own] = {seed: (values[first[seed]], scores[first[seed]]) for seed in seeds}
+        found[arm] = {
+            labels: Budget([of[seed][0] for seed in seeds], np.stack([of[seed][1] for seed in seeds]))
+            for labels, of in sorted(said.items())
+        }
     return found
 
 
@@ -429,23 +464,16 @@ def own_budget(results: Results) -> int:
     return labels
 
 
-def values_of(results: Results, said: NDArray[np.float64]) -> list[float]:
-    """The metric of each seed."""
-    return [metrics.score(results.metric, results.crossed.truth, one) for one in said]
-
-
-def labels_saved(
-    results: Results, curves: Mapping[str, Mapping[int, NDArray[np.float64]]]
-) -> dict[str, Saved]:
+def labels_saved(results: Results, curves: Mapping[str, Mapping[int, Budget]]) -> dict[str, Saved]:
     """By arm, how many labels the reference would need to be as good, beyond those the arm had."""
     if results.reference not in curves:
         return {}
     own, confidence = own_budget(results), results.settings.evaluation.confidence
-    points = [Point(labels, values_of(results, said)) for labels, said in curves[results.reference].items()]
+    points = [Point(labels, budget.values) for labels, budget in curves[results.reference].items()]
     return {
         arm: efficiency.saved(
             points,
-            Point(own, values_of(results, budgets[own])),
+            Point(own, budgets[own].values),
             confidence,
             metrics.HIGHER_IS_BETTER[results.metric],
         )
@@ -455,7 +483,7 @@ def labels_saved(
 
 
 def efficiency_of(
-    results: Results, curves: Mapping[str, Mapping[int, NDArray[np.float64]]], saved: Mapping[str, Saved]
+    results: Results, curves: Mapping[str, Mapping[int, Budget]], saved: Mapping[str, Saved]
 ) -> dict[str, Any] | None:
     """The curves over the number of labels; None where there are none."""
     if not curves:
@@ -463,9 +491,9 @@ def efficiency_of(
     one_arm = next(iter(curves.values()))
     return {
         "labels": list(one_arm),
-        "seeds": len(next(iter(one_arm.values()))),
+        "seeds": len(next(iter(one_arm.values())).values),
         "arms": [
-            {"arm": arm, "points": [_point(results, labels, said) for labels, said in budgets.items()]}
+            {"arm": arm, "points": [_point(results, labels, budget) for labels, budget in budgets.items()]}
             for arm, budgets in curves.items()
         ],
         "saved": [
@@ -481,17 +509,16 @@ def efficiency_of(
     }
 
 
-def _point(results: Results, labels: int, said: NDArray[np.float64]) -> dict[str, Any]:
+def _point(results: Results, labels: int, budget: Budget) -> dict[str, Any]:
     """A point with its interval over seeds and test items."""
-    metric, truth = results.metric, results.crossed.truth
-    scores = np.stack([metrics.per_item(metric, truth, one) for one in said])
-    found = intervals.of_mean(scores, results.settings.evaluation.confidence, metrics.BOUNDS[metric])
+    bounds, confidence = metrics.BOUNDS[results.metric], results.settings.evaluation.confidence
+    found = intervals.of_mean(results.crossed.draws(budget.scores), confidence, bounds)
     return {
         "labels": labels,
         "mean": found.value,
         "ci_low": found.low,
         "ci_high": found.high,
-        "values": values_of(results, said),
+        "values": budget.values,
     }
 
 
@@ -508,6 +535,7 @@ def per_class(results: Results, arm: str) -> list[dict[str, Any]]:
         results.classes,
         results.settings.evaluation.confidence,
         crossed.resamples,
+        crossed.clusters,
     )
     return [
         {
@@ -522,10 +550,14 @@ def per_class(results: Results, arm: str) -> list[dict[str, Any]]:
     ]
 
 
+def slice_metric(results: Results) -> str:
+    """What parts of the test split are told in."""
+    return slices.metric_of(results.metric, results.kind.metrics)
+
+
 def table_of_slices(results: Results, arm: str, facts: Facts) -> list[dict[str, Any]]:
-    """The arm's metric on parts of the test split; accuracy where the metric is no mean over items."""
-    crossed = results.crossed
-    metric = results.metric if results.metric != "macro_f1" else "accuracy"
+    """The arm's metric on parts of the test split; another where the metric is no mean over items."""
+    crossed, metric = results.crossed, slice_metric(results)
     reference = None if arm == results.reference else crossed.scores(results.reference, metric)
     found = slices.table(
         facts,
@@ -534,6 +566,7 @@ def table_of_slices(results: Results, arm: str, facts: Facts) -> list[dict[str, 
         results.settings.evaluation.confidence,
         reference=reference,
         groups=crossed.resamples,
+        clusters=crossed.clusters,
     )
     return [
         {
@@ -571,6 +604,33 @@ def confusion_counts(results: Results, arm: str) -> NDArray[np.float64]:
     return np.asarray(np.mean(counts, axis=0))
 
 
+def distribution(results: Results, best_arm: str) -> dict[str, Any]:
+    """How the test items lie by what each has by itself, mean over runs: of the best arm and the reference.
+
+    Of a metric that is no mean over items an item has nothing by itself: then in what slices are told in.
+    Of a task that has no other it is the items' shares in the metric.
+    """
+    metric, crossed = slice_metric(results), results.crossed
+    arms = list(dict.fromkeys([best_arm, results.reference]))
+    scores = {arm: crossed.scores(arm, metric).mean(axis=0) for arm in arms}
+    everything = np.concatenate(list(scores.values()))
+    bounds = slices.bounds_of(metric)
+    ends = bounds if np.isfinite(bounds).all() else (float(everything.min()), float(everything.max()))
+    edges = np.histogram_bin_edges(everything, BINS, ends)
+    return {
+        "metric": metric,
+        "edges": edges.tolist(),
+        "arms": [
+            {
+                "arm": arm,
+                "counts": np.histogram(one, edges)[0].tolist(),
+                "quartiles": np.quantile(one, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+            }
+            for arm, one in scores.items()
+        ],
+    }
+
+
 # ------------------------------------------------------------------------------------------- the rest
 
 
@@ -597,8 +657,8 @@ def of_data(results: Results) -> dict[str, Any]:
     found = results.validation
     return {
         **{key: found[key] for key in ("rows", "accepted", "rejected", "on_reject")},
-        "counts": found["classes"],
-        "imbalance": found["imbalance"],
+        "counts": found.get("classes", {}),
+        "imbalance": found.get("imbalance"),
         "not_met": [
             {key: one[key] for key in ("name", "level", "unexpected", "text")}
             for one in found["expectations"]
@@ -648,8 +708,9 @@ def notes(results: Results, verdict: Verdict) -> list[str]:
         )
     if verdict.items < FEW_ITEMS:
         found.append(f"The test split has only {verdict.items} items: the intervals are rough.")
+    found += grouped(results)
     untested = [one for at, one in enumerate(results.classes) if not (results.crossed.truth == at).any()]
-    if untested:
+    if untested and results.kind.classified:
         named = ", ".join(map(repr, untested[:5])) + (" and others" if len(untested) > 5 else "")
         found.append(
             f"{len(untested)} of {len(results.classes)} classes have no test item: {named}. "
@@ -664,8 +725,33 @@ def notes(results: Results, verdict: Verdict) -> list[str]:
             "No search: every arm was trained with the rates that params.yaml declares (tuning.trials: 1)."
         )
     found += beaten(results)
-    if results.metric == "macro_f1":
-        found.append("Slices are told in accuracy: macro-F1 is no mean over items.")
+    told = slice_metric(results)
+    if told != results.metric:
+        told, own = metrics.SHOWN[told], metrics.SHOWN[results.metric]
+        found.append(f"Slices are told in {told}: {own} is no mean over items.")
+    elif told not in slices.MEANS:
+        found.append(
+            f"{wording.sentence(metrics.SHOWN[told])} is no mean over items: of single items and of parts of "
+            "the test split their share in it is told, as the jackknife gives it. That says where the metric is "
+            "won and lost, not what it would be there alone."
+        )
+    return found
+
+
+def grouped(results: Results) -> list[str]:
+    """A word about test items that come in groups."""
+    groups = results.crossed.groups
+    if groups is None:
+        return []
+    found = [
+        f"The {len(results.crossed.ids)} test items come in {groups} groups: intervals are over the groups."
+    ]
+    if groups < FEW_ITEMS:
+        found.append(f"Only {groups} groups of test items: the intervals are rough.")
+    if results.kind.classified:
+        found.append(
+            "Intervals of calibration errors, and McNemar's test, take items one by one all the same."
+        )
     return found
 
 
@@ -673,10 +759,9 @@ def beaten(results: Results) -> list[str]:
     """A word about arms that a simple baseline is ahead of: they were hardly worth their training."""
     metric, crossed = results.metric, results.crossed
     sign = 1 if metrics.HIGHER_IS_BETTER[metric] else -1
-    scores = {
-        name: metrics.score(metric, crossed.truth, answers.probabilities)
-        for name, answers in results.baselines.items()
-    }
+    scores = {name: answers.value(metric) for name, answers in results.baselines.items()}
+    if not scores:
+        return []
     best = max(scores, key=lambda name: sign * scores[name])
     behind = [
         arm for arm in results.runs if sign * (scores[best] - float(np.mean(crossed.values(arm, metric)))) > 0

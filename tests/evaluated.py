@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from steps import artifacts, data, metrics
+from steps.kinds import KINDS, Kind
 from steps.params import (
     Arm,
     CompareSettings,
     Evaluation,
     IngestSettings,
-    Metric,
     Model,
     PackageData,
     Training,
@@ -37,6 +38,8 @@ class Made:
         pace: by arm, epochs after which two thirds of the skill are there.
         budgets: label budgets beside the experiment's own 100; each halving takes some of the skill.
         texts: samples are texts, not images.
+        task: its name; empty for the classification of images or texts.
+        groups: of the test items; 0: they are in none.
     """
 
     experiment: str = "made-up"
@@ -45,7 +48,7 @@ class Made:
     items: int = 400
     seeds: tuple[int, ...] = (1, 2, 3)
     epochs: int = 20
-    metric: Metric = "accuracy"
+    metric: str = "accuracy"
     confidence: float = 0.95
     reference: str = "scratch"
     pace: dict[str, float] = field(default_factory=dict)
@@ -55,6 +58,23 @@ class Made:
     budgets: tuple[int, ...] = ()
     texts: bool = False
     random: int = 0
+    task: str = ""
+    groups: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return self.task or ("text-classification" if self.texts else "image-classification")
+
+    @property
+    def kind(self) -> Kind:
+        """The few facts about the task."""
+        return KINDS[self.name]
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether samples are texts."""
+        return self.kind.content == "text"
 
 
 ARMS = {
@@ -79,10 +99,9 @@ def make(made: Made) -> None:
     for arm, skill in made.skill.items():
         for resample, seed in runs_of(made):
             own = skill + 0.15 * rng.normal()
-            probabilities = predict(rng, truth, hardness, own, len(made.labels))
-            tested.append(rows(made, arm, seed, truth, probabilities, resample))
-            said = predict(rng, checked, np.zeros(len(checked)), own, len(made.labels))
-            validated.append(rows(made, arm, seed, checked, said, resample, "validation"))
+            tested.append(said_of(made, rng, (arm, seed, resample), truth, hardness, own))
+            even = np.zeros(len(checked))
+            validated.append(said_of(made, rng, (arm, seed, resample), checked, even, own, "validation"))
             chosen = TrainSettings(
                 task=settings.task, model=settings.model, training=settings.training, arm=arms[arm]
             )
@@ -100,7 +119,7 @@ def make(made: Made) -> None:
 def settings_of(made: Made, arms: dict[str, Arm]) -> CompareSettings:
     """The settings of compare."""
     return CompareSettings(
-        task="text-classification" if made.texts else "image-classification",
+        task=made.name,
         model=Model(pretrained="toy"),
         training=Training(epochs=made.epochs, seeds=made.seeds, resamples=made.resamples),
         evaluation=Evaluation(metric=made.metric, confidence=made.confidence, reference=made.reference),
@@ -112,7 +131,7 @@ def write_settings(made: Made, settings: CompareSettings) -> None:
     """What resolve, fetch and validate write."""
     write = artifacts.write_json
     write(artifacts.settings_file(made.experiment, "compare"), settings.model_dump(mode="json"))
-    dataset: Literal["bbc-news", "digits"] = "bbc-news" if made.texts else "digits"
+    dataset: Literal["bbc-news", "digits"] = "bbc-news" if made.of_texts else "digits"
     raw = PackageData(source="package", dataset=dataset, path="requirements.lock")
     ingest = IngestSettings(task=settings.task, data=raw)
     write(artifacts.settings_file(made.experiment, "ingest"), ingest.model_dump(mode="json"))
@@ -136,15 +155,20 @@ def write_samples(made: Made) -> None:
     accepted = pd.DataFrame(
         {
             "id": [name for name, _ in names],
-            "path": None if made.texts else "images/one.png",
+            "path": None if made.of_texts else "images/one.png",
             "text": [f"text {name} " * (1 + at % 7) for at, (name, _) in enumerate(names)]
-            if made.texts
+            if made.of_texts
             else None,
+            "pair": None,
+            "target": None if made.kind.classified else '{"answers": ["a"]}',
             "label": [made.labels[at % len(made.labels)] for at in range(len(names))],
             "sha256": [_hash(name) for name, _ in names],
             "size": [100 + at % 50 for at in range(len(names))],
             "split": None,
-            "group": None,
+            "group": [
+                f"group {at % made.groups}" if made.groups and split == "test" and at % 10 != 9 else None
+                for at, (_, split) in enumerate(names)
+            ],
             "near_duplicate_of": [names[0][0] if at == 1 else None for at in range(len(names))],
         }
     )
@@ -158,9 +182,14 @@ def write_the_rest_of_evaluation(made: Made, last: pd.DataFrame) -> None:
     """What evaluate writes beside the predictions."""
     folder = artifacts.evaluation_dir(made.experiment)
     write = artifacts.write_json
-    write(folder / "scores.json", {"classes": made.labels, "test_size": made.items, "arms": {}})
+    classes = made.labels if made.kind.classified else []
+    write(folder / "scores.json", {"classes": classes, "test_size": made.items, "arms": {}})
     looks = {"test_sha256": _hash("test"), "scored": 12, "models": 12}
     write(folder / "looks.json", looks)
+    if not made.kind.classified:
+        columns = ["id", "arm", "resample", "seed", "label", "predicted", "confidence", "tokens"]
+        pd.DataFrame(columns=columns).to_parquet(folder / "mistakes.parquet", index=False)
+        return
     wrong = last[last["label"] != last["predicted"]].head(3)
     mistakes = wrong.drop(columns="probabilities").assign(confidence=0.9, tokens="[]")
     mistakes.to_parquet(folder / "mistakes.parquet", index=False)
@@ -173,9 +202,11 @@ def write_baseline(
     folder = artifacts.baseline_dir(made.experiment)
     folder.mkdir(parents=True, exist_ok=True)
     skills = {"majority": -9.0, "features_logistic": 1.5, "random_logistic": 2.0}
-    frames = []
+    if not made.kind.classified:
+        skills = {"first_sentence": -1.0} if made.groups else {}
+    frames = [pd.DataFrame(columns=["id", "baseline", "predicted"])] if not skills else []
     for name, skill in skills.items():
-        said = rows(made, name, 0, truth, predict(rng, truth, hardness, skill, len(made.labels)))
+        said = said_of(made, rng, (name, 0, 1), truth, hardness, skill)
         frames.append(said.rename(columns={"arm": "baseline"}).drop(columns=["seed", "resample"]))
     pd.concat(frames, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
     ranked: dict[str, Any] = {"logme": 0.1, "h_score": 2.0, "nleep": -1.0}
@@ -183,7 +214,9 @@ def write_baseline(
     told = {
         "baselines": [{"name": name, "about": f"{name}, told", "chosen": {}} for name in skills],
         "ranking": [
-            {"name": name, "about": f"{name} features", **ranked} for name in ("pretrained", "random")
+            {"name": name, "about": f"{name} features", **ranked}
+            for name in ("pretrained", "random")
+            if made.kind.classified
         ],
     }  # fmt: skip
     artifacts.write_json(folder / "baseline.json", told)
@@ -192,6 +225,8 @@ def write_baseline(
     places.to_parquet(folder / "map.parquet", index=False)
     suspect = {"id": item_id(0, "train"), "split": "train", "label": made.labels[0]}
     suspects = pd.DataFrame([{**suspect, "suggested": made.labels[-1], "confidence": 0.93}])
+    if not made.kind.classified:
+        suspects = suspects.head(0)
     suspects.to_parquet(folder / "suspects.parquet", index=False)
 
 
@@ -207,7 +242,7 @@ def write_curve(
             for seed in made.seeds:
                 points.append({"arm": arm, "labels": labels, "seed": seed})
                 own = skill + 0.8 * np.log2(labels / 100) + 0.15 * rng.normal()
-                said = rows(made, arm, seed, truth, predict(rng, truth, hardness, own, len(made.labels)))
+                said = said_of(made, rng, (arm, seed, 1), truth, hardness, own)
                 frames.append(said.assign(labels=labels).drop(columns="resample"))
     artifacts.write_json(folder / "points.json", points)
     if frames:
@@ -231,6 +266,47 @@ def predict(
     logits[np.arange(len(truth)), truth] += skill - hardness + np.log(classes)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def said_of(
+    made: Made,
+    rng: np.random.Generator,
+    run: tuple[str, int, int],
+    truth: NDArray[np.int64],
+    hardness: NDArray[np.float64],
+    skill: float,
+    split: str = "test",
+) -> pd.DataFrame:
+    """What a run, its arm, seed and resample, said of a split."""
+    arm, seed, resample = run
+    if made.kind.classified:
+        probabilities = predict(rng, truth, hardness, skill, len(made.labels))
+        return rows(made, arm, seed, truth, probabilities, resample, split)
+    quality = 1 / (1 + np.exp(hardness - skill + 0.4 * rng.normal(size=len(truth))))
+    told = {"answer": "an <b>answer</b>", "score": 0.5}
+    return pd.DataFrame(
+        {
+            "id": [item_id(at, split) for at in range(len(truth))],
+            "arm": arm,
+            "resample": resample,
+            "seed": seed,
+            "predicted": json.dumps(told),
+            **{f"share_{name}": share(name, quality) for name in made.kind.metrics},
+        }
+    )
+
+
+def share(metric: str, quality: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each item's share in a metric, given how well it went, between 0 and 1."""
+    if metrics.METRICS[metric].percent:
+        return quality
+    losses = -np.log(quality)
+    if metric == "psnr":
+        return 10 + 10 * quality
+    if metric != "perplexity":
+        return losses
+    without = np.exp((losses.sum() - losses) / (len(losses) - 1))
+    return metrics.shares_of(float(np.exp(losses.mean())), without)
 
 
 def rows(
@@ -284,10 +360,15 @@ def train(
             "validation_macro_f1": (accuracy - 0.01).clip(0),
         }
     )
+    if not made.kind.classified:
+        history = history.drop(columns=[name for name in map(str, history) if name.startswith("validation_")])
+        quality = np.clip(accuracy, 0.02, 0.98)
+        for name in dict.fromkeys((*made.kind.metrics, made.kind.loss)):
+            history[f"validation_{name}"] = [float(share(name, np.full(2, one)).mean()) for one in quality]
     folder = artifacts.seed_dir(made.experiment, arm, seed, resample)
     folder.mkdir(parents=True, exist_ok=True)
     history.to_csv(folder / "history.csv", index=False)
-    kept = history.iloc[int(history["validation_log_loss"].to_numpy().argmin())]
+    kept = history.iloc[int(history[f"validation_{made.kind.loss}"].to_numpy().argmin())]
     arm_settings = settings.arm
     assert arm_settings is not None
     artifacts.write_json(
@@ -330,7 +411,7 @@ def validation(made: Made) -> dict[str, Any]:
     """What validate says of the data."""
     return {
         "experiment": made.experiment,
-        "task": "image-classification",
+        "task": made.name,
         "rows": 1803,
         "accepted": 1797,
         "rejected": 6,
@@ -350,8 +431,8 @@ def validation(made: Made) -> dict[str, Any]:
                 "examples": [], "text": "Every id stands for one sample",
             },
         ],
-        "classes": dict.fromkeys(made.labels, 179),
-        "imbalance": 1.05,
+        "classes": dict.fromkeys(made.labels, 179) if made.kind.classified else {},
+        "imbalance": 1.05 if made.kind.classified else None,
     }  # fmt: skip
 
 

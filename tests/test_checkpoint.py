@@ -31,7 +31,8 @@ def written(folder: Path, model: torch.nn.Module, kind: str) -> Path:
         "weights": kind,
         "weights_sha256": checkpoint.save_weights(model, folder),
         "classes": ["a", "b"],
-        "settings": {"model": {"dropout": 0.2}, "arm": {"head": "linear"}},
+        "task": "image-classification",
+        "settings": {"model": {"pretrained": "toy", "dropout": 0.2}, "arm": {"head": "linear"}},
     }
     artifacts.write_json(folder / checkpoint.JOURNAL, journal)
     return folder
@@ -39,7 +40,7 @@ def written(folder: Path, model: torch.nn.Module, kind: str) -> Path:
 
 def test_a_network_comes_back_to_the_bit_in_eval_mode(tmp_path: Path, pretrained: Path) -> None:
     torch.manual_seed(2)
-    model = Network(network.architecture(VISION), 2, 0.2)
+    model = network.classifier(network.architecture(VISION), 2, 0.2)
     loaded = checkpoint.load_network(written(tmp_path / "seed-1", model, "network"), pretrained)
     assert network.state_sha256(loaded.state_dict()) == network.state_sha256(model.state_dict())
     assert not loaded.training
@@ -57,7 +58,7 @@ def test_a_head_comes_back_on_the_pretrained_backbone(tmp_path: Path, pretrained
 
 
 def test_altered_weights_are_refused(tmp_path: Path, pretrained: Path) -> None:
-    folder = written(tmp_path / "seed-1", Network(network.architecture(VISION), 2, 0.2), "network")
+    folder = written(tmp_path / "seed-1", network.classifier(network.architecture(VISION), 2, 0.2), "network")
     weights = bytearray((folder / checkpoint.WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (folder / checkpoint.WEIGHTS).write_bytes(weights)
@@ -66,7 +67,7 @@ def test_altered_weights_are_refused(tmp_path: Path, pretrained: Path) -> None:
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, pretrained: Path) -> None:
-    other = Network(network.architecture(VISION | {"name": "test_resnet"}), 2, 0.2)
+    other = network.classifier(network.architecture(VISION | {"name": "test_resnet"}), 2, 0.2)
     with pytest.raises(WeightsError, match="is missing from the weights"):
         checkpoint.load_network(written(tmp_path / "seed-1", other, "network"), pretrained)
 

@@ -1,6 +1,9 @@
+import io
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,13 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from steps import artifacts, compare, exhibits, results, weighing
+from steps import artifacts, compare, data, exhibits, intervals, results, tasks, weighing
 from steps.errors import HeadstartError, TrainingError, UserError
-from steps.params import Metric
 from steps.report import pages
+from steps.tasks import Case
 from tests import evaluated
 from tests.evaluated import Made
 
@@ -190,7 +194,7 @@ def test_an_experiment_without_a_pretrained_arm(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
-def test_other_metrics(clone: Path, metric: Metric) -> None:
+def test_other_metrics(clone: Path, metric: str) -> None:
     found = weigh(Made(metric=metric, items=150))
     assert found["metric"]["name"] == metric
     frame = pd.read_parquet(evaluated.predictions_of("made-up"))
@@ -398,6 +402,203 @@ def test_a_failure_keeps_the_old_report(clone: Path, monkeypatch: pytest.MonkeyP
         compare.compare("made-up")
     assert (clone / "reports/made-up/comparison.json").read_bytes() == before
     assert [path.name for path in (clone / "reports").iterdir() if "partial" in path.name] == []
+
+
+# ------------------------------------------------------------------------------- tasks without classes
+
+
+class Answering:
+    """A task that shows its rows."""
+
+    def case(self, row: Any, said: dict[str, Any], folder: Path) -> Case:
+        """The row beside the answer."""
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 6), "teal").save(stream, "WEBP")
+        target = tasks.target_of(row)
+        return Case(
+            f"target {target['answers'][0]}",
+            f"said {said['answer']}",
+            ((f"picture of {row.id} below {folder.name}", stream.getvalue()),),
+            (("Before ", ""), ("<i>it</i>", "wrong")),
+        )
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "get", lambda _: Answering())
+
+
+OTHERS = {
+    "answers in groups": Made(
+        task="question-answering", metric="squad_f1", items=120, groups=12, budgets=(50, 200)
+    ),
+    "pretraining": Made(task="masked-language-model", metric="loss", items=60, skill={"scratch": 1.0}),
+    "perplexity": Made(
+        task="causal-language-model", metric="perplexity", items=60, skill={"scratch": 1.0, "full": 3.0}
+    ),
+    "dB": Made(task="masked-image-model", metric="psnr", items=60, skill={"scratch": 1.0, "full": 3.0}),
+    "shares alone": Made(task="object-detection", metric="coco_map", items=60, resamples=3, seeds=(1,)),
+}
+
+
+@pytest.fixture(scope="module", params=list(OTHERS.values()), ids=list(OTHERS))
+def other(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Made, dict[str, Any]]:
+    """A task without classes, compared."""
+    folder = tmp_path_factory.mktemp("other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tasks, "get", lambda _: Answering())
+        evaluated.make(request.param)
+        compare.compare("made-up")
+    return folder, request.param, json.loads((folder / "reports/made-up/comparison.json").read_text("utf-8"))
+
+
+def test_a_task_without_classes_is_weighed_by_its_shares(other: tuple[Path, Made, dict[str, Any]]) -> None:
+    folder, made, found = other
+    schema = json.loads((ROOT / "docs/comparison.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    frame = pd.read_parquet(folder / evaluated.predictions_of("made-up"))
+    for arm in found["arms"]:
+        runs = frame[frame["arm"] == arm["arm"]].groupby(["resample", "seed"])
+        assert arm["values"] == pytest.approx(runs[f"share_{made.metric}"].mean().tolist())
+        assert set(arm["metrics"]) == set(made.kind.metrics)
+        for name, one in arm["metrics"].items():
+            assert one["value"] == pytest.approx(runs[f"share_{name}"].mean().mean())
+            assert one["ci_low"] < one["value"] < one["ci_high"]
+        assert arm["metrics"][made.metric]["value"] == arm["mean"]
+        assert arm["calibration"] is None
+        assert 0 < arm["area"]["value"] < 1
+    assert (found["per_class"], found["confusion"], found["probe"], found["ranking"]) == ([], None, None, [])
+    assert all(pair["mcnemar"] is None for pair in found["pairs"])
+    assert sum(found["distribution"]["arms"][0]["counts"]) == made.items
+    if "full" in made.skill:
+        verdict = found["verdict"]
+        assert (verdict["arm"], verdict["call"]) == ("full", "helps")
+        assert verdict["difference"] > 0
+
+
+def test_its_report_shows_cases_and_nothing_of_classes(other: tuple[Path, Made, dict[str, Any]]) -> None:
+    folder, made, _ = other
+    report = folder / "reports/made-up"
+    page = (report / "report.html").read_text("utf-8")
+    assert not {"confusion", "calibration", "classes", "mistakes", "suspects"} & set(
+        re.findall(r'<section[^>]* id="(\w+)"', page)
+    )
+    assert {"metrics", "distribution", "cases"} <= set(re.findall(r'<section[^>]* id="(\w+)"', page))
+    cases = page[page.index('id="cases"') :]
+    assert cases.count("target a") == cases.count("said an &lt;b&gt;answer") == 12
+    assert 'class="wrong"><span class="unseen">wrong: </span>&lt;i&gt;it&lt;/i&gt;' in cases
+    assert "data:image/webp" in page
+    named = {path.stem for path in (report / "plots").iterdir()}
+    assert "confusion" not in named
+    assert ("differences" in named) == (len(made.skill) > 1)
+    card = (report / "model_card.md").read_text("utf-8")
+    assert "Calibration" not in card
+    assert "into 0 classes" not in card
+    assert "None" not in card
+    assert "log-loss" not in page + card
+
+
+def test_one_arm_of_pretraining_is_told_and_compared_with_nothing(clone: Path) -> None:
+    found = weigh(OTHERS["pretraining"])
+    assert found["best_arm"] == "scratch"
+    assert found["verdict"]["fine_tuning_helps"] == "undecided"
+    (arm,) = found["arms"]
+    ends = f"{arm['ci_low']:.3f} to {arm['ci_high']:.3f}"
+    assert found["verdict"]["text"] == (
+        "On made-up with 100 training samples `scratch`, pretrained from random weights, reaches a test loss "
+        f"of {arm['mean']:.3f} (95 % interval {ends}; 3 seeds, 60 test items); no arm starts from other "
+        "weights, so there is nothing to compare."
+    )
+    assert found["pairs"] == []
+
+
+def test_labelled_samples_are_saved_where_there_are_no_classes(clone: Path) -> None:
+    text = weigh(replace(OTHERS["answers in groups"], metric="exact_match"))["verdict"]["text"]
+    assert text.startswith("On made-up with 100 training samples `full` beats `scratch` by ")
+    assert "points of exact match" in text
+    assert re.search(r"saves (about|more than) \d+ labelled samples", text)
+
+
+def test_the_worst_and_typical_cases_are_shown(clone: Path, answering: None) -> None:
+    evaluated.make(OTHERS["answers in groups"])
+    found, samples = results.read("made-up"), exhibits.Samples("made-up")
+    shown = exhibits.cases(found, samples, "full", 1)
+    scores = found.crossed.scores("full", "squad_f1")[1]
+    places = {name: at for at, name in enumerate(found.crossed.ids)}
+    of_worst = [scores[places[one.id]] for one in shown if one.worst]
+    assert of_worst == sorted(scores)[:6]
+    typical = [abs(scores[places[one.id]] - np.median(scores)) for one in shown if not one.worst]
+    assert typical == sorted(abs(scores - np.median(scores)))[:6]
+    assert shown[0].score == f"SQuAD F1 {100 * min(scores):.1f} %"
+    assert shown[0].pictures[0][0] == f"picture of {shown[0].id} below made-up"
+
+
+def test_equals_are_shown_in_a_drawn_order_and_none_twice() -> None:
+    worst, typical = exhibits.chosen(np.zeros(40), higher_is_better=True)
+    assert len({*worst, *typical}) == 12
+    assert worst != sorted(worst)
+    assert exhibits.chosen(np.zeros(40), higher_is_better=False)[0] == worst
+    assert exhibits.chosen(np.array([3.0, 1, 2]), higher_is_better=False) == ([0, 2, 1], [])
+
+
+def test_shares_that_are_missing_or_not_finite_stop(clone: Path) -> None:
+    evaluated.make(OTHERS["dB"])
+    spoil("made-up", share_psnr=np.inf)
+    with pytest.raises(TrainingError, match="arm 'full', seed 3: 1 of 60 predictions are not finite"):
+        results.read("made-up")
+    path = evaluated.predictions_of("made-up")
+    pd.read_parquet(path).drop(columns="share_psnr").to_parquet(path, index=False)
+    with pytest.raises(HeadstartError, match="seed 1 was tested without psnr; run evaluate again"):
+        results.read("made-up")
+
+
+# ------------------------------------------------------------------------------------ groups of test items
+
+
+def test_intervals_are_over_groups_of_test_items(clone: Path) -> None:
+    found = weigh(Made(items=200, groups=20))
+    # Every tenth item is in no group and stands for itself.
+    assert found["test_groups"] == 18 + 20
+    assert "200 test items in 38 groups)" in found["verdict"]["text"]
+    assert any("come in 38 groups: intervals are over the groups" in note for note in found["notes"])
+    frame = pd.read_parquet(evaluated.predictions_of("made-up"))
+    rows = pd.read_parquet(artifacts.validation_dir("made-up") / "accepted.parquet").set_index("id")
+    group = rows["group"].fillna(rows.index.to_series())
+    first = frame[(frame["arm"] == "full")]
+    right = first.assign(right=first["label"] == first["predicted"], group=first["id"].map(group))
+    tables = [
+        (len(group_of) * 38 / 200 * (group_of["right"].mean() - one["right"].mean()) + one["right"].mean())
+        for _, one in right.groupby("seed")
+        for _, group_of in one.groupby("group")
+    ]
+    expected = intervals.of_mean(np.array(tables).reshape(3, -1), 0.95, (0.0, 1.0))
+    full = next(arm for arm in found["arms"] if arm["arm"] == "full")
+    assert (full["mean"], full["ci_low"], full["ci_high"]) == pytest.approx(
+        (expected.value, expected.low, expected.high)
+    )
+
+
+def test_groups_of_one_item_change_no_interval(clone: Path) -> None:
+    evaluated.make(Made(items=60, budgets=(50, 200)))
+    before = weighed("made-up")
+    path = artifacts.validation_dir("made-up") / "accepted.parquet"
+    rows = pd.read_parquet(path)
+    data.write_table(rows.assign(group=[f"g{at}" for at in range(len(rows))]), path)
+    after = weighed("made-up")
+    assert (before["test_groups"], after["test_groups"]) == (None, 60)
+    for key in ("arms", "pairs", "baselines", "efficiency", "per_class", "slices"):
+        assert after[key] == before[key]
+
+
+def test_a_test_split_of_one_group_stops(clone: Path) -> None:
+    evaluated.make(Made(items=30))
+    path = artifacts.validation_dir("made-up") / "accepted.parquet"
+    data.write_table(pd.read_parquet(path).assign(group="one patient"), path)
+    with pytest.raises(HeadstartError, match="all items of the test split are of one group"):
+        results.read("made-up")
 
 
 def test_neither_torch_nor_mlflow_is_imported() -> None:

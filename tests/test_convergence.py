@@ -181,6 +181,27 @@ def test_log_loss_counts_as_a_probability() -> None:
     assert convergence.area(curves, "log_loss", 0.95, 3).value == pytest.approx((0.25 + 0.5 + 0.5) / 3)
 
 
+def test_what_has_no_bounds_counts_between_nought_and_one() -> None:
+    # A perplexity of 4 is the loss log(4); 10 dB are a squared error of a tenth of the peak's.
+    assert convergence.area([curve(8.0, 4.0)], "perplexity", 0.95, 2).value == pytest.approx(
+        (1 / 8 + 1 / 4) / 2
+    )
+    assert convergence.area([curve(0.0, 10.0)], "psnr", 0.95, 2).value == pytest.approx((1 / 2 + 1 / 1.1) / 2)
+    assert convergence.area([curve(*np.log([8, 4]))], "loss", 0.95, 2).value == pytest.approx(
+        (1 / 8 + 1 / 4) / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "slow", "fast"),
+    [("perplexity", (90.0, 30.0, 9.0), (20.0, 9.0, 8.5)), ("psnr", (-4.0, 8.0, 19.5), (9.0, 19.5, 22.0))],
+)
+def test_speed_of_what_has_no_bounds(metric: str, slow: tuple[float, ...], fast: tuple[float, ...]) -> None:
+    found = convergence.speedup([curve(*fast)], [curve(*slow)], metric, 0.95)
+    assert found is not None
+    assert found.epochs.value == pytest.approx(3 / 2)
+
+
 def test_its_interval_is_students_over_runs() -> None:
     found = convergence.area([curve(0.5), curve(0.6), curve(0.8)], "accuracy", 0.9, 1)
     expected = stats.t.interval(0.9, 2, loc=1.9 / 3, scale=stats.sem([0.5, 0.6, 0.8]))
@@ -193,7 +214,7 @@ def test_runs_of_a_subset_are_averaged_first() -> None:
     assert found == convergence.area([curve(0.6), curve(0.8)], "accuracy", 0.9, 1)
 
 
-@given(curves_strategy, st.sampled_from(["accuracy", "log_loss"]))
+@given(curves_strategy, st.sampled_from(["accuracy", "log_loss", "loss", "psnr"]))
 def test_areas_stay_between_nought_and_one(curves: list[Curve], metric: str) -> None:
     found = convergence.area(curves, metric, 0.95, 12)
     assert 0 <= found.value <= 1

@@ -163,14 +163,19 @@ def test_batches_by_length_begin_with_the_longest_and_keep_the_order_of_equals()
 
 def rows() -> pd.DataFrame:
     return pd.DataFrame(
-        {"sha256": ["a", "b", "c"], "label": ["x", "y", "x"], "split": ["train", "test", "train"]}
+        {
+            "sha256": ["a", "b", "c"],
+            "label": ["x", "y", "x"],
+            "target": [None, None, None],
+            "split": ["train", "test", "train"],
+        }
     )
 
 
 def test_fingerprint_knows_content_label_and_split_but_no_order() -> None:
     found = data.fingerprint(rows())
     assert found == data.fingerprint(rows().iloc[::-1])
-    for column, value in (("sha256", "z"), ("label", "y"), ("split", "validation")):
+    for column, value in (("sha256", "z"), ("label", "y"), ("split", "validation"), ("target", "[1]")):
         changed = rows()
         changed.loc[0, column] = value
         assert data.fingerprint(changed) != found, column

@@ -12,6 +12,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from steps import families, network
+from steps.errors import UserError
 from steps.families import Part
 from steps.network import Backbone, Inputs
 
@@ -26,6 +27,7 @@ BERT = {
 SMALL = {
     "test_efficientnet": 6,
     "mobilenetv3_small_050": 13,
+    "regnetx_002": 14,
     "test_resnet": 5,
     "test_vit": 7,
     "test_vit2": 9,  # pooled by the mean
@@ -53,7 +55,7 @@ MINILM = {
 
 def described(name: str) -> dict[str, Any]:
     if name in ("bert", "minilm"):
-        return {"library": "transformers", "name": name, "config": BERT if name == "bert" else MINILM}
+        return {"library": "transformers", "name": "bert", "config": BERT if name == "bert" else MINILM}
     # 32 pixels are enough for all but those whose windows or positions have a fixed size.
     sized = {"img_size": 64} if name in ("test_vit", "test_vit2", "test_vit3", "vit_tiny_patch16_224") else {}
     return {"library": "timm", "name": name, **sized}
@@ -284,40 +286,108 @@ def test_a_part_runs_its_steps_in_order() -> None:
     assert part.layer().parameters() == [double.weight, loose]
 
 
-def deep(rate: float) -> Backbone:
-    torch.manual_seed(2)
-    return network.architecture(described("bert"), rate)
+def test_stochastic_depth_grows_from_bottom_to_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block l of L is left out with probability rate * l / L; the others' share is scaled up."""
+    rates: list[float] = []
 
+    def noted(tensor: Tensor, rate: float, mode: str, training: bool) -> Tensor:
+        assert (mode, training) == ("row", True)
+        rates.append(rate)
+        return tensor
 
-def test_stochastic_depth_grows_from_bottom_to_top() -> None:
-    layers = deep(0.3).model.encoder.layer  # type: ignore[union-attr]
-    rates = [layer.drop_path.p for layer in layers]  # type: ignore[union-attr]
+    monkeypatch.setattr("torchvision.ops.stochastic_depth", noted)
+    backbone = network.architecture(described("bert"), 0.3)
+    backbone.eval()(inputs(backbone))
+    assert rates == []
+    backbone.train()(inputs(backbone))
     assert rates == pytest.approx([0.1, 0.2, 0.3])
-
-
-def test_stochastic_depth_is_nothing_in_eval_mode_and_has_no_tensors() -> None:
-    plain, dropping = deep(0.0), deep(0.9)
-    assert list(plain.state_dict()) == list(dropping.state_dict())
-    dropping.load_state_dict(plain.state_dict())
-    given = inputs(plain)
-    with torch.inference_mode():
-        assert torch.equal(plain.eval()(given), dropping.eval()(given))
+    # A frozen block is in eval mode, and always there.
+    for module in backbone.layers[1].modules:
+        module.eval()
+    rates.clear()
+    backbone(inputs(backbone))
+    assert rates == pytest.approx([0.2, 0.3])
 
 
 def test_stochastic_depth_leaves_out_whole_layers_for_some_samples() -> None:
     """A sample's activations after the top layer are those before it, or moved by 1 / (1 - p) of the step."""
-    backbone = deep(0.5)
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(2)
+    backbone = network.architecture({**described("bert"), "config": BERT | off}, 0.5)
     ids = torch.randint(5, 50, (1, 4)).expand(64, 4)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         flow = backbone.eval()(given, 0, 3)
         pooled = flow["hidden"].mean(dim=1)
         step = backbone(flow, 3) - pooled
-        backbone.model.encoder.layer[2].drop_path.train()  # type: ignore[union-attr, index]
-        found = backbone(flow, 3)
+        found = backbone.train()(flow, 3)
     moved = (found - pooled).abs().amax(dim=1) > 1e-6
     assert 16 < int(moved.sum()) < 48
     torch.testing.assert_close(found[moved], (pooled + 2 * step)[moved])
+
+
+# Channels and strides of the last activations of each size.
+MAPS = {
+    "test_efficientnet": [(16, 2), (24, 4), (32, 8), (48, 16), (256, 32)],
+    "mobilenetv3_small_050": [(16, 2), (8, 4), (16, 8), (24, 16), (288, 32)],
+    "regnetx_002": [(32, 2), (24, 4), (56, 8), (152, 16), (368, 32)],
+    "test_resnet": [(32, 4), (48, 8), (192, 16), (96, 32)],
+    "test_convnext": [(24, 4), (32, 8), (48, 16), (64, 32)],
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_are_the_last_activations_of_each_size(name: str) -> None:
+    backbone = made(name)
+    given = inputs(backbone, 2)
+    with torch.inference_mode():
+        below = [backbone(given, 0, cut) for cut in backbone.cuts[1:-1]]
+        backbone.gives = "tokens"
+        stages = [*below, backbone(given)]
+        backbone.gives = "maps"
+        maps = backbone(given)
+    sizes = [stage.shape[2] for stage in stages]
+    last = [place for place, size in enumerate(sizes) if size not in sizes[place + 1 :]]
+    assert len(maps) == len(last)
+    for found, place in zip(maps, last, strict=True):
+        assert torch.equal(found, stages[place])
+    assert backbone.storable == (0,)
+    assert backbone.map_shapes() == MAPS[name]
+    assert [(one.shape[1], 64 // one.shape[2]) for one in maps] == MAPS[name]
+    with torch.inference_mode():
+        library = backbone.model.forward_features(given)  # type: ignore[operator]
+    if name != "mobilenetv3_small_050":
+        torch.testing.assert_close(maps[-1], library)
+
+
+def test_the_sizes_of_maps_leave_the_network_as_it_was() -> None:
+    backbone = made("test_efficientnet").train()
+    backbone.gives = "maps"
+    before = network.state_sha256(backbone.state_dict())
+    backbone.map_shapes()
+    assert backbone.training
+    assert network.state_sha256(backbone.state_dict()) == before
+
+
+@pytest.mark.parametrize(("name", "gives"), [("test_byobnet", "maps"), ("test_resnet", "pooled")])
+def test_where_there_are_no_maps(name: str, gives: network.Gives) -> None:
+    backbone = network.architecture(described(name), gives=gives)
+    with pytest.raises(UserError, match=rf"'{name}' gives no maps of several sizes: take .* EfficientNet"):
+        backbone.map_shapes()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])
+def test_tokens_of_a_vision_transformer(name: str) -> None:
+    backbone = made(name)
+    backbone.gives = "tokens"
+    given = inputs(backbone, 2)
+    with torch.inference_mode():
+        expected = backbone.model.forward_features(given)  # type: ignore[operator]
+        found = backbone(given)
+        assert torch.equal(found, expected)
+        assert found.ndim == 3
+        for cut in backbone.cuts[:-1]:
+            assert torch.equal(backbone(backbone(given, 0, cut), cut), expected)
 
 
 def test_drop_path_reaches_timm() -> None:

@@ -245,6 +245,60 @@ def test_other_batches_are_equal_but_for_rounding(name: str, tmp_path: Path) -> 
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_tokens_are_stored_as_they_are_and_apart_from_pooled_features(tmp_path: Path) -> None:
+    samples = Texts([7, 2, 5, 1])
+    found: dict[str, PrefixSamples] = {}
+    both: tuple[network.Gives, ...] = ("pooled", "tokens")
+    for gives in both:
+        backbone = network.architecture(DESCRIPTIONS["bert"], gives=gives)
+        backbone.load_state_dict(built("bert").state_dict())
+        cache = PrefixCache(tmp_path, 2**30)
+        found[gives] = cached(cache, backbone, 4, samples)
+        cached(cache, backbone, 3, samples)
+    # Below the top there is no difference.
+    assert len(entries(tmp_path)) == 3
+    assert found["pooled"].lengths is None
+    assert found["tokens"].lengths == [7, 2, 5, 1]
+    with torch.inference_mode():
+        expected = backbone.eval()(samples.batch([0, 2, 1, 3]))
+    assert_same(found["tokens"].batch([0, 2, 1, 3]), expected)
+
+
+class Pairs(Texts):
+    """Texts, each with one to write."""
+
+    def batch(self, indices: list[int], view: int | None = None) -> dict[str, Tensor]:
+        ids = torch.tensor(indices)[:, None].add(torch.arange(5, 8))
+        return super().batch(indices, view) | {"decoder_input_ids": ids}
+
+
+def test_texts_for_a_decoder_go_along_with_what_was_stored(tmp_path: Path) -> None:
+    """Two samples may have the same text to read, and each another to write."""
+    config = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    torch.manual_seed(3)
+    backbone = network.architecture(
+        {"library": "transformers", "name": "t5", "config": config}, gives="tokens"
+    ).eval()
+    samples = Pairs([4, 2, 4])
+    samples.tokens[2] = samples.tokens[0]
+    cut = backbone.storable[-1]
+    prefix = cached(PrefixCache(tmp_path, 2**30), backbone, cut, samples, ["a", "b", "a"])
+    assert prefix.stored.activations.shape == (6, 16)
+    with torch.inference_mode():
+        expected, found = backbone(samples.batch([0, 1, 2])), backbone(prefix.batch([0, 1, 2]), cut)
+    torch.testing.assert_close(found["hidden"], expected["hidden"], atol=1e-6, rtol=1e-5)
+    assert not torch.equal(found["hidden"][0], found["hidden"][2])
+    with pytest.raises(AssertionError):
+        cached(PrefixCache(tmp_path, 2**30), backbone, backbone.cuts[-1], samples)
+
+
+def test_maps_are_not_stored(tmp_path: Path) -> None:
+    backbone = network.architecture(VISION, gives="maps")
+    for cut in backbone.cuts[1:]:
+        with pytest.raises(AssertionError):
+            cached(PrefixCache(tmp_path, 2**30), backbone, cut, Images(2))
+
+
 def test_gradients_flow_above_the_cut_as_without_a_cache(backbone: Backbone, tmp_path: Path) -> None:
     samples = Images(4)
     prefix = cached(PrefixCache(tmp_path, 2**30), backbone, 3, samples)

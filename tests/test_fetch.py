@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from steps import artifacts, network
 from steps.artifacts import sha256_file
 from steps.errors import WeightsError
 from steps.fetch import fetch
-from steps.params import Pretrained
+from steps.references import PackageWeights
 from tests import twin
 
 
@@ -34,10 +35,10 @@ def shipped(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "packages"
 
 
-def ask(weights: Path, slug: str, **changes: str) -> None:
+def ask(weights: Path, slug: str, **changes: Any) -> None:
     """Write the settings of one reference, and fetch it."""
     pinned = twin.params({"toy-vision": "0" * 64, "toy-text": "0" * 64})["pretrained"][slug]
-    reference = Pretrained(**(pinned | {"sha256": sha256_file(weights)} | changes))
+    reference = PackageWeights(**(pinned | {"sha256": sha256_file(weights)} | changes))
     artifacts.write_json(artifacts.pretrained_settings_file(slug), reference.model_dump(mode="json"))
     fetch(slug)
 

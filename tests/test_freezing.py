@@ -61,7 +61,7 @@ class Tokens:
 
 def built(name: str, seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return Network(network.architecture(BACKBONES[name]), 3, 0.1)
+    return network.classifier(network.architecture(BACKBONES[name]), 3, 0.1)
 
 
 def batches(name: str, samples: int = 8) -> Batches:
@@ -386,7 +386,7 @@ def test_layer_wise_decay_by_hand() -> None:
 
 
 def test_a_head_alone_is_a_head() -> None:
-    probe = Probe(4, 2, 0.0)
+    probe = network.probe(4, 2, 0.0)
     groups = freezing.parameter_groups(probe, Arm(**RATES))
     assert [(group["name"], group["lr"]) for group in groups] == [("head", 0.02)] * 2
 

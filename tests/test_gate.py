@@ -3,10 +3,12 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from steps import gate
+from steps import gate, metrics
 from steps.gate import Decision, Rule, decide
 
 
@@ -133,7 +135,7 @@ def test_too_few_items_are_refused() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sets(st.integers(0, 59)), st.sets(st.integers(0, 59)), st.sampled_from(sorted(gate.MARGINS)))
+@given(st.sets(st.integers(0, 59)), st.sets(st.integers(0, 59)), st.sampled_from(sorted(metrics.OF_CLASSES)))
 def test_two_that_differ_are_never_each_worse_than_the_other(
     one: set[int], other: set[int], metric: str
 ) -> None:
@@ -141,6 +143,69 @@ def test_two_that_differ_are_never_each_worse_than_the_other(
     there, back = (decide(*pair, Rule(metric=metric)) for pair in ((first, second), (second, first)))
     assert not (there.reason.startswith("worse") and back.reason.startswith("worse"))
     assert not (there.reason.startswith("better") and back.promote)
+
+
+# ------------------------------------------------------------------------------- tasks without classes
+
+
+def shares(metric: str, values: NDArray[np.float64], truth: str = "t") -> gate.Tested:
+    """A network whose items have these shares in the metric."""
+    items = len(values)
+    return gate.Tested.of_shares(
+        [f"i{at}" for at in range(items)], [f"{truth} {at} \ud800" for at in range(items)], {metric: values}
+    )
+
+
+@pytest.mark.parametrize("metric", sorted(set(metrics.METRICS) - {"log_loss"}))
+def test_every_metric_is_judged_in_its_own_direction_and_margin(metric: str) -> None:
+    about = metrics.METRICS[metric]
+    champion = (0.5 if about.percent else 20.0) + 0.01 * np.random.default_rng(0).normal(size=200)
+    noise = 0.01 * np.random.default_rng(1).normal(size=200)
+    step = {"perplexity": 1.0, "psnr": 0.5, "loss": 0.1}.get(metric, 0.05)
+    sign = 1 if about.higher_is_better else -1
+    better = decide(shares(metric, champion + noise + sign * step), shares(metric, champion), Rule(metric))
+    assert better.promote
+    assert better.reason.startswith("better than the champion: ahead by")
+    assert f"of {about.shown} (95 % interval" in better.reason
+    worse = decide(shares(metric, champion + noise - sign * step), shares(metric, champion), Rule(metric))
+    assert not worse.promote
+    # A loss of twice the margin cannot be ruled out by so few.
+    wide = 8 * step * np.random.default_rng(2).normal(size=200)
+    unsure = decide(shares(metric, champion + wide - wide.mean()), shares(metric, champion), Rule(metric))
+    told = metrics.amount(metric, step if metric != "perplexity" else 0.05 * champion.mean())
+    assert f"leaves a loss of {told} possible" in unsure.reason
+
+
+def test_the_order_of_items_does_not_matter_without_classes() -> None:
+    values = np.random.default_rng(0).random(50)
+    one, order = shares("dice", values), np.random.default_rng(1).permutation(50)
+    again = gate.Tested(
+        [one.ids[at] for at in order], [one.labels[at] for at in order], (), np.zeros((50, 0)),
+        {"dice": values[order]},
+    )  # fmt: skip
+    assert decide(again, one, Rule("dice")).reason.startswith("not worse: scores all 50")
+
+
+def test_other_truths_and_broken_shares_are_refused_without_classes() -> None:
+    values = np.random.default_rng(0).random(50)
+    other = decide(shares("dice", values, "another"), shares("dice", values), Rule("dice"))
+    assert "the true labels differ (50 test items" in other.reason
+    broken = decide(shares("dice", np.full(50, np.nan)), shares("dice", values), Rule("dice"))
+    assert broken == Decision(False, "the candidate's predictions are not finite")
+    mixed = decide(shares("accuracy", np.ones(200)), answers(set()), Rule())
+    assert mixed.reason == "one of the two tells classes, the other does not; the champion stays"
+
+
+def test_items_in_groups_are_judged_by_group() -> None:
+    better, champion = np.repeat([1.0, 0.0], [60, 40]), np.repeat([1.0, 0.0], [50, 50])
+    plain = decide(shares("dice", better), shares("dice", champion), Rule("dice"))
+    assert plain.promote
+    groups = [None if at < 50 else f"g{at // 10}" for at in range(100)]
+    grouped = decide(replace(shares("dice", better), groups=groups), shares("dice", champion), Rule("dice"))
+    assert "100 test items in 55 groups)" in grouped.reason
+    assert "interval -" in grouped.reason
+    one = replace(shares("dice", better), groups=["g"] * 100)
+    assert "all test items are of one group" in decide(one, shares("dice", champion), Rule("dice")).reason
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -214,6 +214,61 @@ def test_resampling_three_seeds_holds_it_less_often() -> None:
     assert held / 200 < 0.9
 
 
+# ----------------------------------------------------------------------------------------- groups of items
+
+
+def test_groups_keep_every_runs_mean_and_weigh_by_size() -> None:
+    scores = np.array([[1.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 1.0, 0.0, 1.0]])
+    found = intervals.by_cluster(scores, np.array([7, 3, 7, 7, 3]))
+    means = scores.mean(axis=1)
+    # The groups, in ascending order, have 2 and 3 of the 5 items.
+    expected = [
+        [mean + 2 / 2.5 * (one[[1, 4]].mean() - mean), mean + 3 / 2.5 * (one[[0, 2, 3]].mean() - mean)]
+        for mean, one in zip(means, scores, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(found.mean(axis=1), means)
+
+
+def test_groups_of_one_item_leave_the_plain_interval() -> None:
+    scores = np.random.default_rng(0).random((3, 40))
+    alone = intervals.by_cluster(scores, np.random.default_rng(1).permutation(40))
+    found, plain = (intervals.of_mean(table, 0.95, (0, 1)) for table in (alone, scores))
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high))
+    assert found.items == 40
+    assert intervals.by_cluster(scores, None) is scores
+
+
+def test_the_variance_of_groups_is_the_ratio_estimators() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(12), rng.integers(1, 9, 12))
+    scores = rng.random(len(clusters))
+    sizes = np.bincount(clusters)
+    residuals = np.bincount(clusters, scores) - scores.mean() * sizes
+    # Cochran, Sampling Techniques, equation 6.10, with the sizes as the denominator.
+    expected = (residuals**2).sum() / 11 / 12 / sizes.mean() ** 2
+    found = intervals.by_cluster(scores[None, :], clusters)[0]
+    assert found.var(ddof=1) / 12 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_over_groups_hold_the_truth_where_those_over_items_do_not(seeds: int) -> None:
+    """Groups of very different sizes, and items of a group that go well or badly together."""
+    rng = np.random.default_rng(2)
+    held = {"groups": 0, "items": 0}
+    for _ in range(400):
+        sizes = rng.choice([2, 5, 12], 40)
+        clusters = np.repeat(np.arange(40), sizes)
+        ease = np.repeat(rng.normal(0, 1.5, 40), sizes)
+        luck = 0.1 * rng.normal(size=(seeds, 1))
+        scores = (rng.random((seeds, len(clusters))) < 1 / (1 + np.exp(-ease - luck))).astype(np.float64)
+        for name, table in (("groups", intervals.by_cluster(scores, clusters)), ("items", scores)):
+            one = intervals.of_mean(table, 0.95, (0, 1))
+            held[name] += one.low <= 0.5 <= one.high
+    assert held["groups"] >= 0.93 * 400
+    assert held["items"] <= 0.85 * 400
+
+
 @pytest.mark.parametrize(
     "world", [World(3, 100, 0.1, 1.5), World(2, 100, 0.1, 1.5, subsets=3, subset_luck=0.6)]
 )

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, log_loss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from steps import freezing, loop, network
+from steps import freezing, inference, loop, network
 from steps.averaging import copied
 from steps.data import Batches, FeatureSamples
 from steps.errors import TrainingError
@@ -37,14 +37,14 @@ def clusters(samples: int, seed: int = 0, batch_size: int = 8) -> Batches:
 
 def linear(seed: int = 1, dropout: float = 0.0) -> Probe:
     torch.manual_seed(seed)
-    return Probe(5, 3, dropout)
+    return network.probe(5, 3, dropout)
 
 
 class Instead(Probe):
     """A probe that does something else with its inputs."""
 
     def __init__(self, compute: Any) -> None:
-        super().__init__(5, 3, 0.0)
+        super().__init__(network.build_head(5, 3, 0.0))
         self.compute = compute
 
     def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
@@ -307,7 +307,7 @@ def thawed(model: Network, arm: Arm, name: str) -> list[dict[str, Any]]:
 def thawing(seed: int, keeper: loop.Keeper | None = None, **changes: Any) -> tuple[Network, loop.Fitted]:
     """A network whose layers are freed one by one."""
     torch.manual_seed(seed)
-    model = Network(network.architecture(VISION), 3, 0.2)
+    model = network.classifier(network.architecture(VISION), 3, 0.2)
     arm = Arm(tune="gradual", learning_rate=0.01, backbone_learning_rate=0.01, **changes)
     freezing.freeze(model, arm)
     train = pictures(17, 0)
@@ -333,7 +333,7 @@ def test_gradual_unfreezing_goes_on_to_the_same_bytes(changes: dict[str, Any]) -
 def test_weights_before_a_thawing_count_with_what_was_frozen_then() -> None:
     """If the first epoch was the best, what was freed later must be back at its start."""
     torch.manual_seed(1)
-    start = copied(Network(network.architecture(VISION), 3, 0.2).state_dict())
+    start = copied(network.classifier(network.architecture(VISION), 3, 0.2).state_dict())
     model, fitted = thawing(1)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
     freed = {1: 0, 2: 1, 3: 2}[fitted.best_epoch]
@@ -426,7 +426,7 @@ def test_predict_keeps_the_order_and_counts_the_short_batch_once() -> None:
     batches = clusters(70)
     model = linear(dropout=0.9)
     model.train()
-    found = loop.predict(model, batches.samples, batch_size=16)
+    found = inference.probabilities(model, batches.samples, batch_size=16)
     assert found.shape == (70, 3)
     assert found.dtype == np.float32
     with torch.no_grad():  # dropout is off, whatever mode the model came in
@@ -436,13 +436,13 @@ def test_predict_keeps_the_order_and_counts_the_short_batch_once() -> None:
 
 
 def test_predict_of_nothing_is_empty() -> None:
-    assert len(loop.predict(linear(), FeatureSamples(torch.empty(0, 5)))) == 0
+    assert len(inference.probabilities(linear(), FeatureSamples(torch.empty(0, 5)))) == 0
 
 
 def test_judge_agrees_with_scikit_learn() -> None:
     batches, model = clusters(50), linear()
     found = loop.judge(model, batches)
-    probabilities = loop.predict(model, batches.samples).astype(float)
+    probabilities = inference.probabilities(model, batches.samples).astype(float)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     truth, predicted = batches.labels.numpy(), probabilities.argmax(axis=1)
     assert found["validation_accuracy"] == pytest.approx((truth == predicted).mean())

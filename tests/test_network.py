@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steps import artifacts, network
 from steps.errors import UserError, WeightsError
-from steps.network import Backbone, ImageBackbone, Network, Probe
+from steps.network import Backbone, ImageBackbone
 
 VISION = {"library": "timm", "name": "test_efficientnet", "mean": [0.5] * 3, "std": [0.5] * 3}
 VIT = {"library": "timm", "name": "test_vit", "img_size": 32}
@@ -51,7 +51,7 @@ def inputs(backbone: Backbone, count: int = 4) -> network.Inputs:
 
 
 def test_layers_hold_every_parameter_once(backbone: Backbone) -> None:
-    model = Network(backbone, classes=4, dropout=0.1)
+    model = network.classifier(backbone, classes=4, dropout=0.1)
     found = [id(parameter) for layer in model.layers() for parameter in layer.parameters()]
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
     assert [layer.name for layer in model.layers()][-1] == "head"
@@ -59,7 +59,7 @@ def test_layers_hold_every_parameter_once(backbone: Backbone) -> None:
 
 
 def test_a_network_goes_on_from_any_cut(backbone: Backbone) -> None:
-    model = Network(backbone, classes=4, dropout=0.1).eval()
+    model = network.classifier(backbone, classes=4, dropout=0.1).eval()
     given = inputs(backbone)
     with torch.inference_mode():
         logits = model(given)
@@ -69,16 +69,18 @@ def test_a_network_goes_on_from_any_cut(backbone: Backbone) -> None:
 
 
 def test_names_of_tensors_start_with_their_part(backbone: Backbone) -> None:
-    names = list(Network(backbone, classes=4, dropout=0.1).state_dict())
+    names = list(network.classifier(backbone, classes=4, dropout=0.1).state_dict())
     assert names[-2:] == ["head.1.weight", "head.1.bias"]
     assert all(name.startswith("backbone.model.") for name in names[:-2])
 
 
 def test_a_probe_is_a_network_without_its_backbone() -> None:
-    probe = Probe(5, 3, 0.2).eval()
+    probe = network.probe(5, 3, 0.2).eval()
     features = torch.rand(2, 5)
     assert torch.equal(probe(features), probe(features, 7))
-    torch.testing.assert_close(probe(features), features @ probe.head[1].weight.T + probe.head[1].bias)  # type: ignore[operator]
+    assert isinstance(probe.head, nn.Sequential)
+    last = probe.head[1]
+    torch.testing.assert_close(probe(features), features @ last.weight.T + last.bias)  # type: ignore[operator]
     assert [layer.name for layer in probe.layers()] == ["head"]
     assert len(probe.layers()[0].parameters()) == 2
 
@@ -89,7 +91,8 @@ def test_heads() -> None:
     assert [type(one).__name__ for one in mlp] == ["Dropout", "Linear", "GELU", "Dropout", "Linear"]
     assert [tuple(parameter.shape) for parameter in mlp.parameters()] == [(5, 5), (5,), (3, 5), (3,)]
     assert {one.p for one in mlp if isinstance(one, nn.Dropout)} == {0.2}
-    model = Network(network.architecture(TEXT), 3, 0.2, "mlp")
+    model = network.classifier(network.architecture(TEXT), 3, 0.2, "mlp")
+    assert isinstance(model.head, nn.Sequential)
     assert len(model.head) == 5
 
 
@@ -208,6 +211,32 @@ def test_weights_fit_with_and_without_stochastic_depth(description: dict[str, An
     assert network.state_sha256(found.state_dict()) == network.state_sha256(saved.state_dict())
     random = network.build_backbone(tmp_path, pretrained=False)
     assert network.state_sha256(random.state_dict()) != network.state_sha256(saved.state_dict())
+
+
+def test_a_folder_holds_the_model_and_nothing_else(description: dict[str, Any], tmp_path: Path) -> None:
+    stored = network.stored(description).state_dict()
+    assert stored.keys() == network.architecture(description).model.state_dict().keys()
+    artifacts.write_json(tmp_path / "architecture.json", description)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in stored.items()} | {"stranger": torch.zeros(1)},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(WeightsError, match=r"no tensor 'stranger' \(1 left over\)"):
+        network.build_backbone(tmp_path, pretrained=True)
+
+
+def test_the_top_is_drawn_anew_for_what_the_backbone_gives() -> None:
+    """Of an encoder with a decoder other layers are built for pooled features than for tokens."""
+    config = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    about = {"library": "transformers", "name": "t5", "config": config}
+    backbone = network.architecture(about, gives="tokens")
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    network.reinitialise(backbone, about, 1, 5)
+    changed = {
+        name for name, tensor in backbone.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed
+    assert all(name.startswith("model.decoder.block.1.") for name in changed)
 
 
 def test_stochastic_depth_where_there_is_none() -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from steps import artifacts, params
 from steps.errors import ParamsError, UserError
-from steps.params import EXPECTATIONS, Arm, ExpectationName, Lora, Params, TaskName, Validation
+from steps.kinds import KINDS
+from steps.layouts import PACKAGED, TAGS
+from steps.metrics import METRICS
+from steps.params import EXPECTATIONS, Arm, Lora, Params, Validation
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,9 +40,11 @@ def test_our_own_params_are_sound(raw: dict[str, Any]) -> None:
 
 
 def test_names_are_said_in_two_places_and_agree() -> None:
-    assert get_args(ExpectationName) == EXPECTATIONS
-    assert get_args(TaskName) == params.TASKS
     assert set(params.DEFAULT_LEVELS) == set(EXPECTATIONS)
+    assert set(params.WARNINGS) | set(params.ALWAYS_ERRORS) <= set(EXPECTATIONS)
+    assert {task for of_set in PACKAGED.values() for task in of_set} <= set(KINDS)
+    assert {one for kind in KINDS.values() for one in (*kind.metrics, kind.loss)} <= set(METRICS)
+    assert {one for kind in KINDS.values() for one in kind.data} == set(TAGS)
 
 
 def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) -> None:
@@ -54,7 +59,7 @@ def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) 
     assert "experiments.digits.training.epochs: must be >= 1, is 0" in told
     assert "experiments.digits.arms.full.learning_rate: must be > 0, is -1" in told
     assert any(
-        line.startswith("experiments.bbc-news.task: must be 'image-classification' or") for line in told
+        "'text-clasification' is no task; did you mean 'text-classification'?" in line for line in told
     )
     assert any(line.startswith("pretrained.minilm-l6.sha256: must match") for line in told)
     assert len(told) == 5
@@ -156,7 +161,7 @@ def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) 
         (
             "experiments.digits.data.source",
             "ftp",
-            "source must be one of 'package', 'folder', 'archive', 'table', is 'ftp'",
+            "source must be one of 'package', 'folder', 'archive', 'table', 'coco'",
         ),
         (
             "experiments.digits.data.pth",

@@ -14,6 +14,7 @@ from steps import artifacts, params, rate_range
 from steps.arms import Arm
 from steps.data import Batches, FeatureSamples
 from steps.errors import TrainingError, UserError
+from steps import network
 from steps.network import Probe
 from steps.objective import Objective
 from steps.rate_range import Curve, Proposal, propose, range_test
@@ -95,7 +96,11 @@ def toy(scale: float = 1.0) -> tuple[Probe, Batches, Objective]:
     torch.manual_seed(0)
     labels = torch.arange(60) % 2
     features = scale * (torch.randn(60, 4) + 2.0 * labels[:, None])
-    return Probe(4, 2, 0.0), Batches(FeatureSamples(features), labels, 10), Objective(Arm(), labels, 2)
+    return (
+        network.probe(4, 2, 0.0),
+        Batches(FeatureSamples(features), labels, 10),
+        Objective(Arm(), labels, 2),
+    )
 
 
 def run(scale: float = 1.0, seed: int = 1) -> tuple[Curve, list[dict[str, object]]]:

@@ -78,7 +78,7 @@ def test_same_seed_same_weights(task: str) -> None:
         network.prepare_device()
         batches = Batches(tasks.get(task).samples(contents, settings, folder), labels, 4)
         torch.manual_seed(5)
-        model = Network(network.build_backbone(folder, pretrained=True), 2, 0.1)
+        model = network.classifier(network.build_backbone(folder, pretrained=True), 2, 0.1)
         stage = Stage(1, lambda: freezing.parameter_groups(model, ARM), lambda: Fed(batches, batches))
         recipe = Recipe(ARM, Training(epochs=2, batch_size=4), Objective(ARM, labels, 2))
         loop.fit(model, [stage], recipe, seed=5, log=lambda values, step: None)

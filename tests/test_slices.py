@@ -201,3 +201,71 @@ def test_all_right_in_both_is_not_known_to_be_no_difference() -> None:
     assert found.items == 510
     grouped = slices.between(np.ones((3, 10)), np.ones((3, 500)), 0.95, (0, 1), [1, 1, 2])
     assert grouped == found
+
+
+# --------------------------------------------------------------------------------------- groups of items
+
+
+def test_slices_of_items_in_groups_are_over_the_groups() -> None:
+    random = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(12), 5)
+    scores = random.random((2, 60))
+    weaker = scores - random.random((2, 60))
+    fact = np.where(np.arange(60) < 30, "a", "b")
+    one, two = slices.table({"half": fact}, scores, "accuracy", 0.95, reference=weaker, clusters=clusters)
+    own = intervals.by_cluster(scores[:, :30], clusters[:30])
+    assert one.mean == intervals.of_mean(own, 0.95, (0, 1))
+    gains = intervals.by_cluster((scores - weaker)[:, :30], clusters[:30])
+    assert one.improvement == intervals.of_difference(gains, 0.95, (0, 1))
+    assert (one.items, one.mean.items, one.few) == (30, 6, True)
+    assert two.rest.value == pytest.approx(-one.rest.value)
+
+
+def test_a_slice_that_is_one_group_is_told_by_its_items_and_a_part_of_one_is_not() -> None:
+    scores = np.random.default_rng(0).random((1, 60))
+    clusters = np.repeat(np.arange(2), 30)
+    fact = np.array(["whole"] * 30 + ["part"] * 20 + ["rest"] * 10)
+    found = slices.table({"fact": fact}, scores, "accuracy", 0.95, clusters=clusters)
+    assert [one.value for one in found] == ["whole"]
+    assert found[0].mean == intervals.of_mean(scores[:, :30], 0.95, (0, 1))
+
+
+def test_classes_of_items_in_groups_are_over_the_groups() -> None:
+    truth, predicted = predictions(200, 2, 3, 0.7, 5)
+    clusters = np.arange(200) // 4
+    one, _ = slices.per_class(truth, predicted, ["a", "b"], 0.95, clusters=clusters)
+    right = (predicted[:, truth == 0] == 0).astype(float)
+    grouped = intervals.by_cluster(right, clusters[truth == 0])
+    assert one.recall == intervals.of_mean(grouped, 0.95, (0, 1))
+    plain = slices.per_class(truth, predicted, ["a", "b"], 0.95)[0]
+    assert (one.precision.value, one.f1.value) == pytest.approx((plain.precision.value, plain.f1.value))
+    alone = slices.per_class(truth, predicted, ["a", "b"], 0.95, clusters=np.arange(200))[0]
+    assert (alone.f1.low, alone.precision.high) == pytest.approx((plain.f1.low, plain.precision.high))
+    nobody = slices.per_class(truth, predicted, ["a", "b", "c"], 0.95, clusters=clusters)[2]
+    assert (nobody.recall.value, nobody.recall.low, nobody.recall.high) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "of_task", "told"),
+    [
+        ("accuracy", ("accuracy", "macro_f1", "log_loss"), "accuracy"),
+        ("macro_f1", ("accuracy", "macro_f1", "log_loss"), "accuracy"),
+        ("log_loss", ("accuracy", "macro_f1", "log_loss"), "log_loss"),
+        ("perplexity", ("loss", "token_accuracy", "perplexity"), "loss"),
+        ("entity_f1", ("entity_f1", "token_accuracy", "loss"), "loss"),
+        ("coco_map", ("coco_map", "coco_map_50"), "coco_map"),
+    ],
+)
+def test_slices_are_told_in_a_mean_over_items_where_there_is_one(
+    metric: str, of_task: tuple[str, ...], told: str
+) -> None:
+    assert slices.metric_of(metric, of_task) == told
+
+
+def test_shares_may_lie_beyond_the_metrics_ends() -> None:
+    scores = np.r_[np.full(10, -0.4), np.full(10, 1.6)][None, :] + np.random.default_rng(0).normal(
+        0, 0.1, (1, 20)
+    )
+    low, high = slices.table({"half": np.arange(20) // 10}, scores, "coco_map", 0.95)
+    assert low.mean.low < low.mean.value < low.mean.high < 0
+    assert high.mean.value > 1

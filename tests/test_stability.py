@@ -81,3 +81,26 @@ def test_the_order_of_items_changes_nothing() -> None:
     for seed in range(5):
         shuffled = table[:, np.random.default_rng(seed).permutation(90)]
         assert stability.failed_runs(shuffled, 0.3, 0.95) == stability.failed_runs(table, 0.3, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "failed"),
+    [
+        ("coco_map", [0.4, 0.41, 0.42, 0.2], (False, False, False, True)),
+        ("coco_map", [0.4, 0.41, 0.42, 0.35], (False, False, False, False)),
+        # It is failed where it is above, not below.
+        ("loss", [2.0, 2.01, 1.99, 1.2], (False, False, False, False)),
+        ("loss", [2.0, 2.01, 1.99, 2.5], (False, False, False, True)),
+        ("perplexity", [50.0, 50.5, 51.0, 54.0], (False, False, False, False)),
+        ("perplexity", [50.0, 50.5, 51.0, 60.0], (False, False, False, True)),
+        ("psnr", [20.0, 20.1, 20.2, 18.0], (False, False, False, True)),
+    ],
+)
+def test_without_classes_a_run_fails_that_lies_far_from_the_others(
+    metric: str, values: list[float], failed: tuple[bool, ...]
+) -> None:
+    found = stability.without_classes(values, metric, 0.95)
+    assert found.failed_runs == failed
+    assert found.failed == sum(failed)
+    assert (found.low, found.high, found.runs) == (min(values), max(values), 4)
+    assert found.sd == pytest.approx(np.std(values, ddof=1))

@@ -20,6 +20,7 @@ from steps import (
     evaluate,
     features,
     freezing,
+    inference,
     loop,
     params,
     train,
@@ -162,7 +163,7 @@ def test_predictions_are_the_networks_own(experiment: str) -> None:
         network = checkpoint.load_network(scene.folder(run), scene.pretrained)
         torch.testing.assert_close(
             torch.from_numpy(probabilities),
-            torch.from_numpy(loop.predict(network, samples)),
+            torch.from_numpy(inference.probabilities(network, samples)),
             rtol=1e-5,
             atol=1e-6,
         )
@@ -186,17 +187,17 @@ def test_scores_agree_with_predictions(experiment: str) -> None:
 def test_probabilities_that_are_not_finite_name_arm_and_seed(
     experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = loop.predict
+    predict = inference.probabilities
     calls: list[int] = []
 
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
-        found = predict(*arguments)
+        found = predict(*arguments, **named)
         return found * float("nan") if len(calls) == 4 else found
 
-    monkeypatch.setattr(loop, "predict", broken)
+    monkeypatch.setattr(inference, "probabilities", broken)
     before = (artifacts.evaluation_dir(experiment) / "metrics.json").read_bytes()
-    with pytest.raises(HeadstartError, match="frozen seed 2: probabilities on test are not finite"):
+    with pytest.raises(HeadstartError, match="frozen seed 2: what it says of test is not finite"):
         evaluate.evaluate(experiment)
     assert (artifacts.evaluation_dir(experiment) / "metrics.json").read_bytes() == before
 
@@ -505,6 +506,6 @@ def test_a_head_fitted_first_starts_from_the_optimum_on_frozen_features(experime
     strength = (2 if len(job.classes) == 2 else 1) / (len(rows) * arm.weight_decay)
     reference = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
     reference.fit(rows, job.train_labels.numpy())
-    found = loop.predict(model, job.samples("train"))
+    found = inference.probabilities(model, job.samples("train"))
     expected = reference.predict_proba(rows)
     assert abs(found - expected).max() < 1e-3

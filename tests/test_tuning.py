@@ -81,7 +81,7 @@ def search(job: Job, trainer: Trainer) -> Searched:
 def test_the_values_of_the_lowest_log_loss_are_chosen() -> None:
     trainer = near(0.05)
     found = search(job_of(FULL, trials=8), trainer)
-    losses = [trial.attempt.log_loss for trial in found.history]
+    losses = [trial.attempt.loss for trial in found.history]
     best = losses.index(min(loss for loss in losses if loss is not None))
     assert best > 0, "else this shows nothing"
     assert found.chosen == found.history[best].values
@@ -121,7 +121,7 @@ def test_a_trial_of_several_seeds_is_judged_by_their_mean(capsys: pytest.Capture
     labels.clear()
     two = tuning.search(job_of(FULL, seeds=2), train, key_of)
     assert two.chosen == two.history[1].values
-    assert [trial.attempt.log_loss for trial in two.history] == pytest.approx([0.5, 0.3, 0.3, 0.3])
+    assert [trial.attempt.loss for trial in two.history] == pytest.approx([0.5, 0.3, 0.3, 0.3])
     # The trainings with the first seed were kept from the search before.
     assert labels == [f"toys/full trial {number} of 4 seed 102" for number in (1, 2, 3, 4)]
     told = two.as_json()

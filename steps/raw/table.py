@@ -20,6 +20,8 @@ from steps.raw import SPLIT_NAMES, RawData, RawSample, decode, few, present
 # Where each row was found, and its cells by column: of the whole table, or of the columns we use.
 Found = list[tuple[str, dict[str, Any]]]
 Rows = list[tuple[str, dict[str, str | None]]]
+# The keys of `data` that name columns.
+COLUMNS = ("label", "labels", "target", "text", "pair", "image", "id", "split", "group")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -36,7 +38,7 @@ def read(data: TableData) -> RawData:
     columns, rows = _read(path, data.encoding)
     if not rows:
         raise DataError(f"{path} holds no rows")
-    named = {name: getattr(data, name) for name in ("label", "text", "image", "id", "split", "group")}
+    named = {name: getattr(data, name) for name in COLUMNS}
     wanted = {name: column for name, column in named.items() if column is not None}
     _check_columns(path, columns, wanted)
     picked = [
@@ -45,21 +47,35 @@ def read(data: TableData) -> RawData:
     ]
     _check_rows(path, picked, wanted)
     images = _images(root, picked) if data.image else None
-    return RawData(_samples(picked, images, own_id=data.id is not None))
+    return RawData(_samples(picked, images, data))
 
 
-def _samples(rows: Rows, images: list[Path] | None, own_id: bool) -> Iterator[RawSample]:
+def _samples(rows: Rows, images: list[Path] | None, data: TableData) -> Iterator[RawSample]:
+    own_id = data.id is not None
     for index, (where, cells) in enumerate(rows):
         split = (cells.get("split") or "").strip().lower()
+        label, target = _predicted(cells, data)
         yield RawSample(
             where,
             cells.get("text") if images is None else images[index],
-            cells["label"],
+            label,
             id=cells["id"] if own_id else cells.get("image"),
             own_id=own_id,
             split=SPLIT_NAMES[split] if split else None,
             group=cells.get("group"),
+            pair=cells.get("pair"),
+            target=target,
         )
+
+
+def _predicted(cells: dict[str, str | None], data: TableData) -> tuple[str | None, Any]:
+    """The class, or what splits are stratified by with the target: a list of labels, or a text."""
+    if data.labels is not None:
+        found = sorted({one.strip() for one in (cells["labels"] or "").split(data.separator) if one.strip()})
+        return found[0] if found else "none", found
+    if data.target is not None:
+        return "text", cells["target"]
+    return cells["label"], None
 
 
 def _check_columns(path: Path, columns: list[str], wanted: dict[str, str]) -> None:

@@ -23,11 +23,6 @@ CLASS_COLOURS = 12
 FOCUSED = 40
 
 
-def per_cent(metric: str) -> str:
-    """The unit behind a value."""
-    return "" if metric == "log_loss" else " %"
-
-
 # ---------------------------------------------------------------------------------- intervals in a row
 
 
@@ -106,7 +101,7 @@ def _inside(value: float, low: float, high: float) -> bool:
 
 
 def _tick(metric: str, value: float) -> str:
-    if metric == "log_loss":
+    if not metrics.METRICS[metric].percent:
         return f"{value:g}".replace("-", "−")
     return f"{100 * value:.6g}".replace("-", "−")
 
@@ -251,6 +246,7 @@ def curve_rows(
 def efficiency(comparison: Mapping[str, Any]) -> Markup:
     """The metric over the number of labels, on a logarithmic axis, with intervals."""
     found, metric = comparison["efficiency"], comparison["metric"]["name"]
+    labels = wording.counted(comparison["task"])
     tones = palette.tones(comparison, [one["arm"] for one in found["arms"]])
     points = [point for one in found["arms"] for point in one["points"]]
     low, high = _limits(metric, [point[key] for point in points for key in ("ci_low", "ci_high")])
@@ -259,7 +255,9 @@ def efficiency(comparison: Mapping[str, Any]) -> Markup:
     y = Scale(low, high, up=True)
     told = "; ".join(
         f"{wording.short(one['arm'])} "
-        + ", ".join(f"{metrics.figure(metric, p['mean'])} with {p['labels']:,} labels" for p in one["points"])
+        + ", ".join(
+            f"{metrics.figure(metric, p['mean'])} with {p['labels']:,} {labels}" for p in one["points"]
+        )
         for one in found["arms"]
     )
     lines = [
@@ -271,21 +269,21 @@ def efficiency(comparison: Mapping[str, Any]) -> Markup:
     ]
     shown = [counts[at] for at in svg.thin(len(counts), 7)]
     return svg.chart(
-        Frame("efficiency", f"{metrics.SHOWN[metric].capitalize()} over labels: {told}.", 300),
+        Frame("efficiency", f"{wording.sentence(metrics.SHOWN[metric])} over {labels}: {told}.", 300),
         svg.y_axis(y, [(at, _tick(metric, at)) for at in svg.ticks(low, high)]),
         svg.x_axis(x, [(at, f"{at:,}") for at in shown]),
         svg.stretched(*lines),
-        *(_dots(x, y, metric, one, tones.get(one["arm"], "x")) for one in found["arms"]),
+        *(_dots(x, y, (metric, labels), one, tones.get(one["arm"], "x")) for one in found["arms"]),
     )
 
 
-def _dots(x: Scale, y: Scale, metric: str, one: Mapping[str, Any], tone: str) -> Markup:
-    parts = []
+def _dots(x: Scale, y: Scale, words: tuple[str, str], one: Mapping[str, Any], tone: str) -> Markup:
+    (metric, labels), parts = words, []
     for point in one["points"]:
         here = percent(x(point["labels"]))
         low, high = (metrics.figure(metric, point[key]) for key in ("ci_low", "ci_high"))
         mean = metrics.figure(metric, point["mean"])
-        title = f"{one['arm']}, {point['labels']:,} labels: {mean} ({low} to {high})"
+        title = f"{one['arm']}, {point['labels']:,} {labels}: {mean} ({low} to {high})"
         whisker = element(
             "line",
             class_="whisker",
@@ -297,6 +295,52 @@ def _dots(x: Scale, y: Scale, metric: str, one: Mapping[str, Any], tone: str) ->
         dot = element("circle", class_="dot", cx=here, cy=percent(y(point["mean"])), r=4)
         parts.append(element("g", element("title", wording.label(title)), whisker, dot))
     return element("g", *parts, class_=f"series s-{tone}")
+
+
+# --------------------------------------------------------------------------------------- distribution
+
+
+def distribution(comparison: Mapping[str, Any]) -> Markup:
+    """How the test items lie by what each scores: the best arm filled, the reference as a line over it."""
+    found = comparison["distribution"]
+    edges, metric = found["edges"], found["metric"]
+    most = max(max(one["counts"]) for one in found["arms"])
+    x, y = Scale(edges[0], edges[-1]), Scale(0, 1.04 * most, up=True)
+    tones = palette.tones(comparison, [one["arm"] for one in found["arms"]])
+    steps = [
+        svg.path(_steps(x, y, edges, one["counts"]), "spread" if at == 0 else "line", closed=at == 0)
+        for at, one in enumerate(found["arms"])
+    ]
+    drawn = [
+        element("g", step, class_=f"series s-{tones.get(one['arm'], 'x')}{' bars' if at == 0 else ''}")
+        for at, (step, one) in enumerate(zip(steps, found["arms"], strict=True))
+    ]
+    told = "; ".join(
+        f"{wording.short(one['arm'])} from {metrics.figure(metric, one['quartiles'][0])} to "
+        f"{metrics.figure(metric, one['quartiles'][4])}, half of the items between "
+        f"{metrics.figure(metric, one['quartiles'][1])} and {metrics.figure(metric, one['quartiles'][3])}"
+        for one in found["arms"]
+    )
+    marks = [(at, f"{at:,.0f}") for at in svg.ticks(0, most, 4) if at == int(at)]
+    return svg.chart(
+        Frame("distribution", f"Test items by {metrics.SHOWN[metric]}: {told}.", 240),
+        svg.y_axis(y, marks),
+        svg.x_axis(x, [(at, _tick(metric, at)) for at in svg.ticks(edges[0], edges[-1], 8)]),
+        svg.stretched(*drawn),
+    )
+
+
+def _steps(x: Scale, y: Scale, edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, float]]:
+    """The outline of a histogram, from the ground to the ground."""
+    inner = [(x(edge), y(count)) for at, count in enumerate(counts) for edge in (edges[at], edges[at + 1])]
+    return [(x(edges[0]), y(0)), *inner, (x(edges[-1]), y(0))]
+
+
+def distribution_tones(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """The tone of each arm in the drawing of the distribution."""
+    arms = [one["arm"] for one in comparison["distribution"]["arms"]]
+    tones = palette.tones(comparison, arms)
+    return {arm: tones.get(arm, "x") for arm in arms}
 
 
 # ------------------------------------------------------------------------------------------ confusion
@@ -446,7 +490,11 @@ class Drawn:
 
 
 def embedding(
-    points: Sequence[MapPoint], classes: Sequence[str], pictures: Sequence[str | None], most: int
+    points: Sequence[MapPoint],
+    classes: Sequence[str],
+    pictures: Sequence[str | None],
+    most: int,
+    classified: bool = True,
 ) -> Drawn:
     """The map: coloured by class while there are colours, mistakes as crosses.
 
@@ -455,6 +503,7 @@ def embedding(
         classes: in their order.
         pictures: for each point the id of its thumbnail.
         most: how many to draw: mistakes first, then an even share of the others.
+        classified: whether samples are of classes, so that they can be named wrongly.
     """
     chosen = chosen_points(points, most)
     few = len(classes) <= CLASS_COLOURS
@@ -466,10 +515,12 @@ def embedding(
     focused = set([at for at in order if _wrong(points[at])][:FOCUSED])
     spots = [_spot(points[at], x, y, pictures[at], at in focused) for at in order]
     wrong = sum(map(_wrong, points))
-    about = f"{len(points):,} samples in two dimensions, {wrong:,} of them named wrongly, as told below."
+    told = f", {wrong:,} of them named wrongly, as told below" if classified else ""
+    about = f"{len(points):,} samples in two dimensions{told}."
     frame = Frame("map", about, 440, 0, "cloud", active=True)
     edge = element("rect", class_="edge", width="100%", height="100%", rx=8)
-    legend = [(tone, label) for label, tone in tones.items()] or [("k-right", "right"), ("k-wrong", "wrong")]
+    rest = [("k-right", "right"), ("k-wrong", "wrong")] if classified else [("k-right", "test item")]
+    legend = [(tone, label) for label, tone in tones.items()] or rest
     drawn = svg.chart(frame, edge, element("g", *marks, aria_hidden="true"), *spots)
     return Drawn(drawn, legend, len(chosen))
 
@@ -494,7 +545,7 @@ def _mark(point: MapPoint, x: Scale, y: Scale, tones: Mapping[str, str]) -> Mark
     px, py = percent(x(point.x)), percent(y(point.y))
     if _wrong(point):
         return element("svg", element("path", d="M-5-5L5 5M-5 5L5-5"), class_=f"x {tone}", x=px, y=py)
-    kind = "o" if point.predicted is not None else "o open"
+    kind = "o" if point.predicted is not None or point.score else "o open"
     return element("circle", class_=f"{kind} {tone}", cx=px, cy=py, r=3.5)
 
 
@@ -503,10 +554,13 @@ def _spot(point: MapPoint, x: Scale, y: Scale, picture: str | None, focus: bool)
     px, py = x(point.x), y(point.y)
     room = 15 if picture else 23
     said = [] if point.predicted is None else [("", f"said: {point.predicted}")]
-    lines = [("b", f"true: {point.label}"), *said, ("faint", point.text or point.split)]
+    named = [("b", f"true: {point.label}"), *said]
+    if point.score or not point.label:
+        named = [("b", one) for one in (point.label, point.score) if one]
+    lines = [*named, ("faint", point.text or point.split)]
     lines = [(kind, wording.label(line, room)) for kind, line in lines]
     text, label, predicted = map(wording.short, (point.text, point.label, point.predicted))
-    told = f"{text}: true {label}, said {predicted}"
+    told = f"{text}: true {label}, said {predicted}" if point.predicted is not None else f"{text}: {label}"
     marks: dict[str, str | int] = (
         {"tabindex": 0, "role": "img", "aria_label": told} if focus else {"aria_hidden": "true"}
     )

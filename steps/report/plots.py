@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from steps import metrics
-from steps.report import palette
+from steps.report import palette, wording
 from steps.report.palette import DRESSES as DRESSES
 from steps.report.palette import Dress as Dress
 
@@ -35,24 +35,23 @@ CLASSES_WITH_FIGURES, CLASSES_WITH_LABELS = 16, 40
 def draw(
     comparison: Mapping[str, Any],
     curves: Mapping[str, Sequence[Sequence[float]]],
-    counts: NDArray[np.float64],
+    counts: NDArray[np.float64] | None,
 ) -> dict[str, bytes]:
     """All plots, on light paper.
 
     Args:
         comparison: as in comparison.json.
         curves: by arm, for each run the metric on validation after each epoch.
-        counts: confusion of the best arm, shape (classes, classes), rows the truth.
+        counts: confusion of the best arm, shape (classes, classes), rows the truth; None without classes.
 
     Returns:
-        PNG bytes by name: `learning_curves`, `confusion`, `differences` with more than one arm, and
-        `efficiency` where there is a curve over labels.
+        PNG bytes by name: `learning_curves`, `confusion` of a classifier, `differences` with more than one
+        arm, and `efficiency` where there is a curve over labels.
     """
     dress = DRESSES["light"]
-    drawn = {
-        "learning_curves": png(lambda: learning_curves(comparison, curves, dress), dress),
-        "confusion": png(lambda: confusion(counts, comparison["classes"], dress), dress),
-    }
+    drawn = {"learning_curves": png(lambda: learning_curves(comparison, curves, dress), dress)}
+    if counts is not None:
+        drawn["confusion"] = png(lambda: confusion(counts, comparison["classes"], dress), dress)
     if any(arm["improvement"] for arm in comparison["arms"]):
         drawn["differences"] = png(lambda: differences(comparison, dress), dress)
     if comparison["efficiency"]:
@@ -93,7 +92,7 @@ def learning_curves(
 ) -> Figure:
     """Validation over epochs: the arms' means over seeds with their range, and the target."""
     metric = comparison["metric"]["name"]
-    scale = 1 if metric == "log_loss" else 100
+    scale = 100 if metrics.METRICS[metric].percent else 1
     colours = colours_of(comparison, list(curves), dress)
     columns = min(4, max(1, LEGEND_WIDTH // (max(map(len, colours)) + 7)))
     height = 3.6 + 0.18 * (len(colours) + 2) / columns
@@ -153,7 +152,7 @@ def _curve(axes: Axes, seeds: Sequence[Sequence[float]], scale: float, colour: s
 def differences(comparison: Mapping[str, Any], dress: Dress) -> Figure:
     """Each arm's difference to the reference with its interval, and the band of those that do not matter."""
     metric = comparison["metric"]["name"]
-    scale = 1 if metric == "log_loss" else 100
+    scale = 100 if metrics.METRICS[metric].percent else 1
     arms = [arm for arm in comparison["arms"] if arm["improvement"]]
     figure = Figure(figsize=(6.4, 1.3 + 0.34 * len(arms)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -175,7 +174,7 @@ def differences(comparison: Mapping[str, Any], dress: Dress) -> Figure:
 def efficiency(comparison: Mapping[str, Any], dress: Dress) -> Figure:
     """The metric over the number of labels, with intervals."""
     metric, found = comparison["metric"]["name"], comparison["efficiency"]
-    scale = 1 if metric == "log_loss" else 100
+    scale = 100 if metrics.METRICS[metric].percent else 1
     colours = colours_of(comparison, [one["arm"] for one in found["arms"]], dress)
     figure = Figure(figsize=(6.4, 3.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -190,14 +189,14 @@ def efficiency(comparison: Mapping[str, Any], dress: Dress) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(found["labels"], [f"{labels:,}" for labels in found["labels"]])
     axes.minorticks_off()
-    axes.set_xlabel("training labels")
+    axes.set_xlabel(wording.training(comparison["task"]))
     axes.set_ylabel(f"{metrics.SHOWN[metric]}{_unit(metric)}")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
 def _unit(metric: str) -> str:
-    return "" if metric == "log_loss" else ", %"
+    return ", %" if metrics.METRICS[metric].percent else ""
 
 
 # ----------------------------------------------------------------------------------------- confusion

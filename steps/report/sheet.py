@@ -13,11 +13,12 @@ class MapPoint:
     Attributes:
         x: across, in the units of the projection.
         y: up.
-        label: its class in the data.
-        predicted: what the best arm says; None where it was not asked.
+        label: its class in the data, or a word for what is in it.
+        predicted: the class that the best arm says; None where it was not asked, or there are no classes.
         split: train, validation or test.
         thumbnail: a small PNG, JPEG or WebP; None for texts.
         text: its text, or the name of its file.
+        score: what it scores, in words, where nothing is right or wrong as a whole; empty otherwise.
     """
 
     x: float
@@ -27,6 +28,7 @@ class MapPoint:
     split: str
     thumbnail: bytes | None = None
     text: str = ""
+    score: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,29 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A test item beside what the best run said of it, where nothing is right or wrong as a whole.
+
+    Attributes:
+        id: of the sample.
+        worst: one of those that score worst; else one that scores as most do.
+        score: what it scores, in words.
+        truth: in a few words.
+        predicted: in a few words.
+        pictures: captions with pictures, PNG, JPEG or WebP.
+        marks: a text in pieces, each with what it is: "" plain, "right", "missed" or "wrong".
+    """
+
+    id: str
+    worst: bool
+    score: str
+    truth: str
+    predicted: str
+    pictures: tuple[tuple[str, bytes], ...] = ()
+    marks: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Sheet:
     """What `pages.report` shows.
 
@@ -84,6 +109,7 @@ class Sheet:
         mistakes: the most confident first.
         suspects: the most suspicious first.
         duplicates: pairs of ids that are nearly the same sample.
+        cases: the worst test items and typical ones, where the task has no classes.
     """
 
     comparison: dict[str, Any]
@@ -92,3 +118,4 @@ class Sheet:
     mistakes: list[Mistake] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
+    cases: list[Told] = field(default_factory=list)

@@ -82,7 +82,7 @@ def _arms(it: Mapping[str, Any]) -> list[Row]:
 def _arm(arm: Mapping[str, Any]) -> Row:
     gain = arm["improvement"] or dict.fromkeys((*ENDS, "p", "p_holm", "call"))
     speedup = arm["speedup"] or {"epochs": None, "steps": None, "seconds": None, "censored": None}
-    stability, calibration = arm["stability"], arm["calibration"]
+    stability = arm["stability"]
     return {
         **{key: arm[key] for key in ("arm", "start", "tune", "mean", "ci_low", "ci_high")},
         **_interval("improvement", gain),
@@ -97,12 +97,51 @@ def _arm(arm: Mapping[str, Any]) -> Row:
         **_interval("speedup_seconds", speedup["seconds"]),
         "speedup_censored": speedup["censored"],
         **_interval("area", arm["area"]),
-        **_interval("ece", calibration["ece"]),
-        "temperature": calibration["temperature"],
-        **_interval("ece_scaled", calibration["ece_scaled"]),
+        **_calibrated(arm),
         **{key: arm[key] for key in ("train_labels", "parameters", "trainable_parameters")},
         "frozen_tensors": arm["frozen"]["tensors"],
     }
+
+
+def _calibrated(arm: Mapping[str, Any]) -> Row:
+    """How far its probabilities can be believed; nothing where there are none."""
+    found = arm["calibration"]
+    if found is None:
+        return {}
+    return {
+        **_interval("ece", found["ece"]),
+        "temperature": found["temperature"],
+        **_interval("ece_scaled", found["ece_scaled"]),
+    }
+
+
+def _metrics(it: Mapping[str, Any]) -> list[Row]:
+    return [
+        {"arm": arm["arm"], "metric": name, **found}
+        for arm in it["arms"]
+        for name, found in arm["metrics"].items()
+    ]
+
+
+def _distribution(it: Mapping[str, Any]) -> list[Row]:
+    found = it["distribution"] or {"arms": []}
+    return [
+        {
+            "arm": one["arm"], "metric": found["metric"], "from": found["edges"][at],
+            "to": found["edges"][at + 1], "items": count,
+        }
+        for one in found["arms"]
+        for at, count in enumerate(one["counts"])
+    ]  # fmt: skip
+
+
+def _quartiles(it: Mapping[str, Any]) -> list[Row]:
+    names = ("lowest", "first_quartile", "median", "third_quartile", "highest")
+    found = it["distribution"] or {"arms": []}
+    return [
+        {"arm": one["arm"], "metric": found["metric"], **dict(zip(names, one["quartiles"], strict=True))}
+        for one in found["arms"]
+    ]
 
 
 def _runs(it: Mapping[str, Any]) -> list[Row]:
@@ -121,7 +160,7 @@ def _runs(it: Mapping[str, Any]) -> list[Row]:
 def _pairs(it: Mapping[str, Any]) -> list[Row]:
     return [
         {key: pair[key] for key in pair if key != "mcnemar"}
-        | {f"mcnemar_{key}": value for key, value in pair["mcnemar"].items()}
+        | {f"mcnemar_{key}": value for key, value in (pair["mcnemar"] or {}).items()}
         for pair in it["pairs"]
     ]
 
@@ -160,7 +199,8 @@ def _per_class(it: Mapping[str, Any]) -> list[Row]:
 def _slices(it: Mapping[str, Any]) -> list[Row]:
     front = ("slice", "value", "items", "mean", "ci_low", "ci_high", "reference_mean")
     return [
-        {key: one[key] for key in front}
+        {"metric": it["slice_metric"]}
+        | {key: one[key] for key in front}
         | _interval("difference", one["difference"])
         | _interval("rest", one["rest"])
         | {"few": one["few"]}
@@ -169,19 +209,14 @@ def _slices(it: Mapping[str, Any]) -> list[Row]:
 
 
 def _calibration(it: Mapping[str, Any]) -> list[Row]:
-    return [
-        {"arm": arm["arm"]}
-        | _interval("ece", arm["calibration"]["ece"])
-        | {"temperature": arm["calibration"]["temperature"]}
-        | _interval("ece_scaled", arm["calibration"]["ece_scaled"])
-        for arm in it["arms"]
-    ]
+    return [{"arm": arm["arm"]} | _calibrated(arm) for arm in it["arms"] if arm["calibration"]]
 
 
 def _reliability(it: Mapping[str, Any]) -> list[Row]:
     return [
         {"arm": arm["arm"], "bin": at, **one}
         for arm in it["arms"]
+        if arm["calibration"]
         for at, one in enumerate(arm["calibration"]["bins"])
     ]
 
@@ -229,6 +264,7 @@ def _confusion(it: Mapping[str, Any]) -> list[Row]:
 TABLES: dict[str, Callable[[Mapping[str, Any]], list[Row]]] = {
     "verdict": _verdict,
     "arms": _arms,
+    "metrics": _metrics,
     "runs": _runs,
     "pairs": _pairs,
     "baselines": _baselines,
@@ -236,6 +272,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], list[Row]]] = {
     "labels_saved": _labels_saved,
     "per_class": _per_class,
     "slices": _slices,
+    "distribution": _distribution,
+    "quartiles": _quartiles,
     "calibration": _calibration,
     "reliability": _reliability,
     "ranking": _ranking,

@@ -8,6 +8,7 @@ import unicodedata
 from typing import Any
 
 from steps import metrics
+from steps.kinds import KINDS
 
 # A name of 5,000 characters, a thousand times, would fill the page; the tables as CSV hold it whole.
 LABEL, SHORT = 160, 40
@@ -97,6 +98,11 @@ def label(text: object, length: int = LABEL) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def piece(text: str) -> str:
+    """A part of a text: blanks at its ends stay, signs that no screen shows go."""
+    return "".join(map(_seen, text))
+
+
 def _seen(sign: str) -> str:
     kind = unicodedata.category(sign)
     if kind == "Cc" or kind.startswith("Z"):
@@ -124,3 +130,31 @@ def quoted(text: object) -> str:
 def ticks(text: str) -> list[str]:
     """Text cut at its back-ticks: names stand at the odd places."""
     return re.split(r"`([a-z0-9_]+)`", text)
+
+
+def sentence(text: str) -> str:
+    """Text as a sentence begins: its first letter a capital, all others, and abbreviations, as they are."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
+
+
+def unit(metric: str) -> str:
+    """What stands behind a value."""
+    return " %" if metrics.METRICS[metric].percent else ""
+
+
+def points_of(metric: str) -> str:
+    """What stands behind a difference of two values."""
+    return " points" if metrics.METRICS[metric].percent else ""
+
+
+def counted(task: str) -> str:
+    """What the samples that arms are trained on are called."""
+    kind = KINDS[task]
+    if kind.classified:
+        return "labels"
+    return "samples" if kind.own_labels else "labelled samples"
+
+
+def training(task: str) -> str:
+    """The same where it says what they are for, e.g. `training labels`."""
+    return f"training {counted(task).removeprefix('labelled ')}"

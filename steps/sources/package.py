@@ -7,24 +7,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
-from steps.artifacts import read_json, sha256_file
+from steps.artifacts import read_json
 from steps.errors import WeightsError
-from steps.params import Pretrained
-
-# What a tokenizer may need; a package ships some of them beside the weights.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+from steps.references import PackageWeights
+from steps.sources import Found, Pin
+from steps.sources.weights import TOKENIZER_FILES, check_pin, fingerprint, load_weights, size
 
 
 def find_folder(package: str) -> Path:
@@ -42,29 +29,25 @@ def find_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def read(reference: Pretrained) -> tuple[dict[str, Tensor], list[Path], dict[str, Any]]:
+def read(reference: PackageWeights, scratch: Path) -> Found:
     """Read the weights a reference names, after checking their sha256.
 
-    Returns:
-        The tensors by name, the tokenizer files beside them, and what `provenance.json` says of the
-        source (`config` among it for transformers).
+    Args:
+        reference: of the package and its file.
+        scratch: is not needed.
 
     Raises:
-        WeightsError: the package or file is missing, or the bytes are not those pinned.
+        WeightsError: the package or file is missing, the bytes are not those pinned, or config.json describes
+            another model.
     """
-    folder = find_folder(reference.package)
-    path = folder / reference.file
+    path = find_folder(reference.package) / reference.file
     if not path.is_file():
         raise WeightsError(f"package {reference.package!r} has no file {reference.file!r}")
-    found = sha256_file(path)
-    if found != reference.sha256:
-        raise WeightsError(
-            f"{reference.package}/{reference.file} has sha256 {found}, params.yaml pins {reference.sha256}; "
-            "the file was altered or the package changed: look before you change the pin"
-        )
-    tensors = load_weights(path)
+    found = check_pin(fingerprint(path), reference.sha256, f"{reference.package}/{reference.file}")
     files: list[Path] = []
-    provenance: dict[str, Any] = {
+    if reference.library == "transformers":
+        files = [path.parent / name for name in TOKENIZER_FILES if (path.parent / name).is_file()]
+    provenance = {
         "source": "package",
         "package": reference.package,
         "version": _version(reference.package),
@@ -72,35 +55,32 @@ def read(reference: Pretrained) -> tuple[dict[str, Tensor], list[Path], dict[str
         "sha256": found,
         "licence": reference.licence,
     }
-    if reference.library == "transformers":
-        files = [path.parent / name for name in TOKENIZER_FILES if (path.parent / name).is_file()]
-        if not (path.parent / "config.json").is_file():
-            raise WeightsError(f"package {reference.package!r} has no config.json beside {reference.file!r}")
-        provenance["config"] = read_json(path.parent / "config.json", "the package")
-    return tensors, files, provenance
+    return Found(load_weights(path), _describe(reference, path), files, provenance, reference.names)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or PyTorch file; a pickle is read with `weights_only=True`.
+def newest(reference: PackageWeights) -> Pin:
+    """The hash of the file as the installed package has it."""
+    path = find_folder(reference.package) / reference.file
+    return Pin({"sha256": fingerprint(path)}, size(path))
 
-    Raises:
-        WeightsError: the file is no such file, or holds more than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+
+def _describe(reference: PackageWeights, path: Path) -> dict[str, Any]:
+    if reference.library == "timm":
+        return {
+            "library": "timm",
+            "name": reference.architecture,
+            "mean": list(reference.mean),
+            "std": list(reference.std),
+        }
+    if not (path.parent / "config.json").is_file():
+        raise WeightsError(f"package {reference.package!r} has no config.json beside {reference.file!r}")
+    config = read_json(path.parent / "config.json", "the package")
+    if config.get("model_type") != reference.architecture:
         raise WeightsError(
-            f"{path.name}: cannot be read as weights: {' '.join(str(error).split())[:200]}"
-        ) from None
-    except Exception as error:  # torch's UnpicklingError carries advice on switching the safety off
-        raise WeightsError(
-            f"{path.name}: holds more than tensors and was not loaded ({type(error).__name__})"
-        ) from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise WeightsError(f"{path.name}: is not a dictionary of tensors")
-    return {str(name): tensor for name, tensor in loaded.items()}
+            f"{reference.package}: config.json describes a {config.get('model_type')!r}, "
+            f"params.yaml says `architecture: {reference.architecture}`"
+        )
+    return {"library": "transformers", "name": reference.architecture, "config": config}
 
 
 def _version(package: str) -> str:

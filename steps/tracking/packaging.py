@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import steps
+from steps.kinds import KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,9 +20,15 @@ LOADER = "steps.serving"
 FORMAT = 1
 # Distributions that the loader imports, directly or through the libraries it names itself.
 COMMON = ("numpy", "pandas", "pyarrow", "pydantic", "ruamel-yaml", "safetensors", "torch")
+OF_CONTENT = {
+    "image": ("imagehash", "pillow", "pydicom", "scipy", "tifffile", "timm", "torchvision"),
+    "text": ("transformers",),
+}
+# What a task needs beside that.
 OF_TASK = {
-    "image-classification": ("imagehash", "pillow", "scipy", "timm", "torchvision"),
-    "text-classification": ("transformers",),
+    "object-detection": ("pycocotools",),
+    "semantic-segmentation": ("segmentation-models-pytorch",),
+    "summarisation": ("rouge-score", "sentencepiece"),
 }
 
 
@@ -31,7 +38,6 @@ def save(
     *,
     data: Path,
     task: str,
-    column: str,
     example: pd.DataFrame,
     about: dict[str, Any],
 ) -> None:
@@ -42,36 +48,44 @@ def save(
         described: MLflow's description, already tied to a run.
         data: the folder the loader will be given, as `steps/serving.py` tells.
         task: name of the task.
-        column: the one column of the input.
         example: an input.
         about: metadata, kept in the MLmodel file.
     """
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Map
+    from mlflow.types import ColSpec, DataType, Schema
 
-    output: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Map(DataType.double), "probabilities"),
-    ]
+    kind = KINDS[task]
+    # Of type string and not binary: JSON has no bytes, and MLflow would decode a data URI wrongly.
+    inputs = Schema([ColSpec(DataType.string, column) for column in kind.columns])
+    outputs = Schema([ColSpec(_type(told), name) for name, told in kind.outputs.items()])
     mlflow.pyfunc.save_model(
         path,
         loader_module=LOADER,
         data_path=str(data),
         code_paths=[str(Path(steps.__file__).parent)],
         mlflow_model=described,
-        # Of type string and not binary: JSON has no bytes, and MLflow would decode a data URI wrongly.
-        signature=ModelSignature(Schema([ColSpec(DataType.string, column)]), Schema(output)),
+        signature=ModelSignature(inputs, outputs),
         input_example=example,
         pip_requirements=requirements(task),
         metadata=about,
     )
 
 
+def _type(told: str) -> Any:  # noqa: ANN401 - one of MLflow's types
+    """MLflow's type of a column of `kinds.Kind.outputs`."""
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array, Map
+
+    if told.startswith("["):
+        return Array(_type(told[1:-1]))
+    if told.startswith("{"):
+        return Map(_type(told[1:-1]))
+    return {"string": DataType.string, "double": DataType.double, "integer": DataType.long}[told]
+
+
 def requirements(task: str) -> list[str]:
     """What a model of this task needs, pinned to the versions installed here."""
-    names = sorted({"mlflow", *COMMON, *OF_TASK[task]})
+    names = sorted({"mlflow", *COMMON, *OF_CONTENT[KINDS[task].content], *OF_TASK.get(task, ())})
     # A local part such as `+cpu` names a build that the public index does not have.
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

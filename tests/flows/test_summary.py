@@ -139,6 +139,24 @@ def test_log_loss_is_no_percentage() -> None:
     assert found.model is None
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "score", "shown", "counted"),
+    [
+        ("object-detection", "coco_map", "80.0 (75.0 to 85.0)", "COCO mAP in %", "labelled samples"),
+        ("causal-language-model", "perplexity", "0.80 (0.75 to 0.85)", "perplexity", "samples"),
+        ("masked-image-model", "psnr", "0.80 (0.75 to 0.85)", "PSNR in dB", "samples"),
+        ("image-classification", "macro_f1", "80.0 (75.0 to 85.0)", "macro-F1 in %", "labels"),
+    ],
+)
+def test_every_metric_in_its_unit(task: str, metric: str, score: str, shown: str, counted: str) -> None:
+    write("reports/x/comparison.json", comparison(metric) | {"task": task, "test_groups": 40})
+    found = read("x")
+    assert (found.rows[1].score, found.metric, found.counted) == (score, shown, counted)
+    what = "labels" if counted == "labels" else "samples"
+    assert found.about == f"100 training {what}, 1,805 test items in 40 groups, 3 seeds, 2 resamples"
+    assert f"| {counted} saved |" in summary.markdown(["x"])
+
+
 def test_what_has_no_result_yet_is_left_out() -> None:
     write("reports/b/comparison.json", comparison())
     write("reports/a/comparison.json", comparison())

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from steps.report.sheet import MapPoint, Mistake, Sheet, Suspect
+from steps import slices as slices_of
+from steps.kinds import KINDS
+from steps.metrics import METRICS, amount
+from steps.report import wording
+from steps.report.sheet import MapPoint, Mistake, Sheet, Suspect, Told
 
 NAMES = (
     "scratch", "frozen", "full", "llrd", "lora", "lp_ft", "bitfit", "norms", "ema", "soup", "mixup", "cutmix",
@@ -46,7 +50,9 @@ class Example:
         points: on the map.
         mistakes: in the gallery.
         text: texts in place of images.
+        task: its name; empty for the classification of images or texts.
         metric: what arms are judged by.
+        groups: that test items come in.
         shift: added to what every arm but the reference reaches.
         efficiency: whether there is a curve over labels.
         extra: put over the comparison.
@@ -61,10 +67,22 @@ class Example:
     points: int = 600
     mistakes: int = 12
     text: bool = False
+    task: str = ""
     metric: str = "accuracy"
+    groups: int | None = None
     epochs: int = 20
     efficiency: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Name of the task."""
+        return self.task or ("text-classification" if self.text else "image-classification")
+
+    @property
+    def classified(self) -> bool:
+        """Whether it is of classes."""
+        return KINDS[self.kind].classified
 
 
 def sheet(made: Example = Example()) -> Sheet:
@@ -73,6 +91,8 @@ def sheet(made: Example = Example()) -> Sheet:
     labels = list(made.classes or map(str, range(10)))
     names = [*NAMES, *(f"arm_{at}" for at in range(len(NAMES), made.arms))][: made.arms]
     curves = {name: curves_of(made, rng, at) for at, name in enumerate(names)}
+    if not made.classified:
+        return without_classes(made, rng, names, labels, curves)
     return Sheet(
         comparison=comparison(made, rng, names, labels, curves) | made.extra,
         curves=curves,
@@ -81,6 +101,93 @@ def sheet(made: Example = Example()) -> Sheet:
         suspects=[suspect(made, rng, labels, at) for at in range(6)],
         duplicates=[(f"train/{at:05d}.png", f"test/{at + 40:05d}.png") for at in range(14)],
     )
+
+
+def without_classes(
+    made: Example, rng: np.random.Generator, names: list[str], labels: list[str], curves: dict[str, Any]
+) -> Sheet:
+    """The sheet of a task without classes: cases in place of mistakes."""
+    labels = labels if made.classes else []
+    places = points(made, rng, ["cat", "dog", "none"])
+    return Sheet(
+        comparison=comparison(made, rng, names, labels, curves) | made.extra,
+        curves=curves,
+        points=[
+            MapPoint(one.x, one.y, one.label, None, one.split, one.thumbnail, one.text,
+                     "0.312" if one.split == "test" else "")
+            for one in places
+        ],
+        duplicates=[("a", "b")],
+        cases=[case(made, rng, at) for at in range(12)],
+    )  # fmt: skip
+
+
+def case(made: Example, rng: np.random.Generator, at: int) -> Told:
+    """A test item beside what was said of it: pictures with boxes, or a text in pieces."""
+    score = share_in_words(made.metric, 0.1 + 0.05 * at)
+    name = f"{'document' if made.text else 'scene'}-{at:03d}"
+    if made.text:
+        pieces = (
+            ("Last week ", ""),
+            ("Ada Lovelace", "right"),
+            (" met the board of ", ""),
+            ("Acme", "missed"),
+            (" in ", ""),
+            ("Spring", "wrong"),
+            (", as she had in the years before. " * (1 + at % 3), ""),
+        )
+        return Told(
+            name, at < 6, score, "PER Ada Lovelace, ORG Acme", "PER Ada Lovelace, LOC Spring", (), pieces
+        )
+    captions = ("image", "true: 2 cats are orange, 1 dog is sky blue", "predicted: 1 cat is orange")
+    pictures = tuple((caption, boxes(rng, at, boxed)) for boxed, caption in enumerate(captions))
+    return Told(name, at < 6, score, "2 cats, 1 dog", "1 cat (92 %)", pictures)
+
+
+def share_in_words(metric: str, value: float) -> str:
+    """As the report has it."""
+    return f"{METRICS[metric].shown} {wording.level(value, metric)}{wording.unit(metric)}"
+
+
+def boxes(rng: np.random.Generator, at: int, boxed: int, side: int = 160) -> bytes:
+    """A picture with so many boxes."""
+    image = Image.new("RGB", (side, side * 3 // 4), (60 + 10 * at, 90, 120))
+    pen = ImageDraw.Draw(image)
+    for _ in range(boxed):
+        x, y = rng.integers(5, side // 2, 2).tolist()
+        pen.rectangle((x, y, x + 50, y + 30), outline="orange", width=3)
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=70)
+    return stream.getvalue()
+
+
+def of_other_metrics(made: Example, mean: float) -> dict[str, float]:
+    """Every metric of the task, as far as one can make it up from the first."""
+    percent = [name for name in KINDS[made.kind].metrics if METRICS[name].percent]
+    found = {name: mean - 0.004 * at for at, name in enumerate(percent)}
+    return found | {name: 2 - mean for name in KINDS[made.kind].metrics if name not in percent}
+
+
+def distribution(made: Example, rng: np.random.Generator, arms: list[str]) -> dict[str, Any]:
+    """Histograms of two arms."""
+    told = slice_metric(made)
+    low, high = (-0.4, 1.3) if told not in slices_of.MEANS else (0, 1 if METRICS[told].percent else 4)
+    edges = np.linspace(low, high, 21)
+    rows = []
+    for at, arm in enumerate(arms):
+        values = low + (high - low) * rng.beta(2 + at, 3, made.items)
+        rows.append(
+            {
+                "arm": arm, "counts": np.histogram(values, edges)[0].tolist(),
+                "quartiles": np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+            }
+        )  # fmt: skip
+    return {"metric": told, "edges": edges.tolist(), "arms": rows}
+
+
+def slice_metric(made: Example) -> str:
+    """What parts of the test split are told in."""
+    return slices_of.metric_of(made.metric, KINDS[made.kind].metrics)
 
 
 def curves_of(made: Example, rng: np.random.Generator, at: int) -> list[list[float]]:
@@ -132,8 +239,8 @@ def comparison(
     return {
         "schema": 2,
         "experiment": made.experiment,
-        "task": "text-classification" if made.text else "image-classification",
-        "metric": {"name": made.metric, "higher_is_better": made.metric != "log_loss"},
+        "task": made.kind,
+        "metric": {"name": made.metric, "higher_is_better": METRICS[made.metric].higher_is_better},
         "confidence": 0.95,
         "margin": 0.01,
         "classes": labels,
@@ -143,15 +250,18 @@ def comparison(
         "train_labels": 100,
         "validation_labels": 100,
         "test_size": made.items,
+        "test_groups": made.groups,
         "reference": "scratch",
         "target": 0.843,
         "arms": arms,
-        "baselines": baselines(made),
-        "probe": iv(0.512, 0.031),
-        "pairs": pairs(arms),
+        "baselines": baselines(made) if made.classified else baselines(made)[:1],
+        "probe": iv(0.512, 0.031) if made.classified else None,
+        "pairs": pairs(arms, made.classified),
         "efficiency": efficiency(made, rng, arms) if made.efficiency else None,
-        "ranking": ranking(),
-        "ranking_correlation": {"logme": 0.8, "h_score": 0.6, "nleep": 0.4, "probe": 1.0, "n": 2},
+        "ranking": ranking() if made.classified else [],
+        "ranking_correlation": {"logme": 0.8, "h_score": 0.6, "nleep": 0.4, "probe": 1.0, "n": 2}
+        if made.classified
+        else None,
         "best_arm": best["arm"],
         "best_seed": 1,
         "best_resample": 1,
@@ -172,14 +282,20 @@ def comparison(
             "convergence_speedup": 2.4 if judged else None,
             "labels_saved": 143.0 if made.efficiency and judged else None,
             "text": (
-                f"On {made.experiment} with 100 training labels `{best['arm']}` beats `scratch` by 5.4 "
-                f"points of accuracy (95 % interval 2.1 to 8.7; {made.seeds} seeds, {made.items:,} test "
-                "items) and reaches its best validation accuracy 2.4 times sooner."
-            ),
+                f"On {made.experiment} with 100 {wording.training(made.kind)} `{best['arm']}` beats `scratch` "
+                f"by {amount(made.metric, 0.054)} (95 % interval 2.1 to 8.7; {made.seeds} seeds, {made.items:,} "
+                f"test items) and reaches its best validation {METRICS[made.metric].shown} 2.4 times sooner."
+            )
+            if judged
+            else f"On {made.experiment} with 100 {wording.training(made.kind)} there is nothing to compare.",
         },
-        "per_class": [per_class(rng, label, at) for at, label in enumerate(labels)],
+        "per_class": [per_class(rng, label, at) for at, label in enumerate(labels) if made.classified],
+        "slice_metric": slice_metric(made),
         "slices": slices(),
-        "confusion": confusion(rng, len(labels)),
+        "confusion": confusion(rng, len(labels)) if made.classified else None,
+        "distribution": None
+        if made.classified
+        else distribution(made, rng, list(dict.fromkeys([best["arm"], "scratch"]))),
         "cost": {"train_seconds": 412.5, "tuning_seconds": 3100.0, "trainings": made.seeds * len(arms)},
         "test_ledger": {"test_sha256": digest("test"), "scored": 70, "this_result": 35},
         "data": data(labels),
@@ -214,6 +330,9 @@ def arm(
     reached = [next((epoch for epoch, value in enumerate(one, 1) if value >= 0.843), None) for one in curves]
     all_reached = None not in reached
     trainable = 12_810 if name == "frozen" else 3_387_190
+    tested = {"accuracy": mean, "macro_f1": mean - 0.004, "log_loss": 0.9 - 0.6 * mean}
+    if not made.classified:
+        tested = of_other_metrics(made, mean)
     return {
         "arm": name,
         "start": "random" if at == 0 else "pretrained",
@@ -224,7 +343,8 @@ def arm(
         "ci_low": mean - half,
         "ci_high": min(1.0, mean + half),
         "improvement": gain,
-        "test": {"accuracy": mean, "macro_f1": mean - 0.004, "log_loss": 0.9 - 0.6 * mean},
+        "test": tested,
+        "metrics": {name: iv(value, 0.02) for name, value in tested.items()},
         "validation": {"values": [value + 0.004 for value in values], "mean": mean + 0.004},
         "train_labels": 100,
         "epochs": [made.epochs] * runs,
@@ -247,7 +367,7 @@ def arm(
         "calibration": {"at_bound": False,
             "ece": share(0.081 - 0.004 * at % 0.05, 0.012), "temperature": 1.4 + 0.05 * at,
             "ece_scaled": share(0.024, 0.009), "bins": bins(made.items),
-        },
+        } if made.classified else None,
         "tuning": {
             "trials": 12 if at % 2 else 16, "failed": at % 2, "steps": 1200, "seconds": 401.0 + at,
             "objective": "accuracy",
@@ -300,7 +420,7 @@ def baselines(made: Example) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def pairs(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def pairs(arms: list[dict[str, Any]], classified: bool) -> list[dict[str, Any]]:
     """Every arm against every other, first minus second."""
     found = []
     for at, first in enumerate(arms):
@@ -315,7 +435,9 @@ def pairs(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "mcnemar": {
                         "first_run": "1", "second_run": "1", "only_first": 30 + at, "only_second": 44,
                         "p": 0.08,
-                    },
+                    }
+                    if classified
+                    else None,
                 }
             )  # fmt: skip
     return found

@@ -59,7 +59,7 @@ def listing(folder: Path) -> str:
     return index.write(folder / "reports", folder / "histories").read_text("utf-8")
 
 
-@pytest.fixture(scope="module", params=["images", "texts", "hostile", "many classes", "index"])
+@pytest.fixture(scope="module", params=["images", "texts", "hostile", "many classes", "boxes", "marks", "pretraining", "index"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "index":
         return listing(tmp_path_factory.mktemp("listing"))
@@ -68,6 +68,11 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     made = {
         "images": Example(points=150),
         "texts": Example(text=True, metric="log_loss", arms=9, classes=tuple("abcdef"), points=200),
+        "boxes": Example(task="object-detection", metric="coco_map", classes=("cat", "dog"), points=80),
+        "marks": Example(task="token-classification", metric="entity_f1", text=True, arms=3, points=0),
+        "pretraining": Example(
+            task="masked-language-model", metric="loss", text=True, arms=1, points=0, efficiency=False
+        ),
         "many classes": Example(classes=tuple(f"kind {at}" for at in range(30)), points=150, resamples=2),
     }
     return pages.report(example.sheet(made[request.param]))

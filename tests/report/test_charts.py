@@ -2,6 +2,7 @@ import itertools
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from markupsafe import Markup
 
@@ -242,6 +243,39 @@ def test_tones_go_to_the_arms_that_matter() -> None:
     assert list(tones.values()) == ["ref", "1", "2", "3", "4", "5", "0"]
     assert (tones["scratch"], tones[it["verdict"]["arm"]]) == ("ref", "0")
     assert list(palette.tones(it, ["scratch"])) == ["scratch"]
+
+
+def test_the_distribution_is_drawn_over_the_whole_width_from_the_ground() -> None:
+    it = example.sheet(Example(task="object-detection", metric="coco_map", points=0)).comparison
+    drawn = charts.distribution(it)
+    assert parsed(drawn).tag == "svg"
+    paths = re.findall(r'<path class="(\w+)" d="M([^"]+)"', str(drawn))
+    assert [kind for kind, _ in paths] == ["spread", "line"]
+    for (kind, path), one in zip(paths, it["distribution"]["arms"], strict=True):
+        places = [tuple(map(float, place.split())) for place in path.rstrip("Z").split("L")]
+        assert (places[0], places[-1]) == ((0, 100), (100, 100))
+        assert path.endswith("Z") == (kind == "spread")
+        # The highest bin is drawn highest.
+        highest = min(places, key=lambda place: place[1])[0]
+        assert highest == pytest.approx(100 * int(np.argmax(one["counts"])) / 20)
+    for arm, tone in charts.distribution_tones(it).items():
+        assert (tone == "ref") == (arm == "scratch")
+
+
+def test_a_map_without_classes_tells_scores_and_no_mistakes() -> None:
+    points = [
+        MapPoint(0, 0, "cat", None, "test", None, "one", "share in COCO mAP 31.2 %"),
+        MapPoint(1, 1, "", None, "train", None, "two"),
+    ]
+    drawn = charts.embedding(points, ["cat"], [None, None], 10, classified=False)
+    text = str(drawn.markup)
+    assert "named wrongly" not in text
+    assert "true:" not in text
+    assert text.count('class="o k-0"') == 1
+    assert text.count('class="o open k-right"') == 1
+    assert "share in COCO m" in text
+    many = charts.embedding(points, [f"{at}" for at in range(40)], [None, None], 10, classified=False)
+    assert many.legend == [("k-right", "test item")]
 
 
 def test_a_sparkline_ends_at_its_newest_value() -> None:

@@ -2,6 +2,7 @@ import io
 import itertools
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from ruamel.yaml import YAML
 
+from steps.kinds import KINDS
 from steps.report import pages, wording
 from steps.report.pictures import Pictures, kind_of
-from steps.report.sheet import MapPoint, Mistake, Sheet
+from steps.report.sheet import MapPoint, Mistake, Sheet, Told
 from tests.report import example
 from tests.report.example import HOSTILE, Example
 
@@ -213,6 +215,146 @@ def test_labels_saved_in_words(sheet: Sheet, saved: dict[str, Any], words: str) 
 
 def test_the_report_is_the_same_each_time(sheet: Sheet) -> None:
     assert pages.report(sheet) == pages.report(sheet)
+
+
+# ------------------------------------------------------------------------------- tasks without classes
+
+
+DETECTION = Example(
+    experiment="scenes", task="object-detection", metric="coco_map", arms=4, points=60,
+    classes=("cat", "dog"), groups=31,
+)  # fmt: skip
+ENTITIES = Example(
+    experiment="news", task="token-classification", metric="entity_f1", text=True, arms=3, points=0,
+    classes=("LOC", "PER"),
+)  # fmt: skip
+PRETRAINING = Example(
+    experiment="wiki", task="masked-language-model", metric="loss", text=True, arms=1, seeds=1, points=0,
+    efficiency=False,
+)  # fmt: skip
+OTHER_ORDER = (
+    "arms", "notes", "metrics", "differences", "learning", "efficiency", "baselines", "pairs", "slices",
+    "distribution", "map", "cases", "duplicates", "data", "cost", "ledger", "provenance", "again",
+)  # fmt: skip
+
+
+def test_a_task_without_classes_has_cases_and_nothing_of_classes() -> None:
+    made = example.sheet(DETECTION)
+    page = Elements(pages.report(made))
+    assert [name for name in page.attributes("id") if name in {*ORDER, *OTHER_ORDER}] == list(OTHER_ORDER)
+    assert "object detection · 2 classes · 100 training samples · 805 test items in 31 groups" in page.text
+    assert "runs and groups of test items into account" in page.text
+    for word in ("Calibration", "McNemar", "Suspicious", "named wrongly", "training labels", "log-loss"):
+        assert word not in page.text
+    for arm in made.comparison["arms"]:
+        for found in arm["metrics"].values():
+            assert f"{100 * found['ci_low']:.1f} to {100 * found['ci_high']:.1f}" in page.text
+    assert "143 labelled samples saved" in page.text
+    shots = [attrs for tag, attrs in page.found if tag == "svg" and attrs.get("class") == "shot"]
+    assert len(shots) == 36
+    assert {str(attrs["aria-label"]).split(":")[0] for attrs in shots} == {"image", "true", "predicted"}
+    charts = [attrs for tag, attrs in page.found if tag == "svg" and "chart" in str(attrs.get("class")).split()]
+    assert {str(attrs["aria-labelledby"]).split()[0] for attrs in charts} == {
+        "learning-h", "efficiency-h", "distribution-h", "map-h",
+    }  # fmt: skip
+    assert "The distribution as a table" in page.text
+
+
+def test_marks_are_told_in_words_and_signs_not_by_colour_alone() -> None:
+    html = pages.report(example.sheet(ENTITIES))
+    page = Elements(html)
+    assert "missed true, and not said" in page.text
+    assert '<mark class="right"><span class="unseen">right: </span>Ada Lovelace</mark>' in html
+    assert '<mark class="missed"><span class="unseen">missed: </span>Acme</mark> in ' in html
+    for mark, sign in (("right", "✓"), ("missed", "?"), ("wrong", "✗")):
+        assert f'mark.{mark}::after {{ content: "{sign}" / "";' in html
+
+
+def test_hostile_cases_stay_text_and_keep_to_their_room() -> None:
+    evil = [
+        Told(one, at % 2 == 0, one, one, one, ((one, noise(1)),), ((one, "right"), (one, one), ("tail", "")))
+        for at, one in enumerate(HOSTILE)
+    ]
+    made = example.sheet(ENTITIES)
+    html = pages.report(replace(made, cases=evil))
+    page = Elements(html)
+    assert not {"script", "img", "iframe", "object"} & {tag for tag, _ in page.found}
+    assert not [name for _, attrs in page.found for name in attrs if name.startswith("on")]
+    assert {str(attrs["class"]) for tag, attrs in page.found if tag == "mark"} == {"right", "missed", "wrong"}
+    assert "x" * 1000 not in page.text
+    assert html.count("data:image/png") == 1
+
+
+def test_too_many_pictures_of_cases_are_left_out_and_it_says_so() -> None:
+    cases = [
+        Told(f"{at}", True, "0", "a", "b", tuple((f"{part}", noise(4 * at + part)) for part in range(4)))
+        for at in range(24)
+    ]
+    page = pages.report(replace(example.sheet(ENTITIES), cases=cases))
+    assert len(page.encode("utf-8")) < 3_000_000
+    assert "pictures were left out to keep this page small" in page
+
+
+def test_one_arm_of_pretraining_is_compared_with_nothing() -> None:
+    page = Elements(pages.report(example.sheet(PRETRAINING)))
+    assert "Nothing to compare" in page.text
+    assert "wiki: masked language model" in page.text
+    assert not {"pairs", "differences"} & set(page.attributes("id"))
+    for word in ("labels", "better than", "Holm", "None"):
+        assert word not in page.text[: page.text.index("Parts of the test split")].replace("Near", "")
+    index = page.text.index("lower is better")
+    assert "token accuracy, %" in page.text[index - 40 : index + 60]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "tag", "use"),
+    [
+        ("object-detection", "coco_map", "object-detection", "Finds objects"),
+        ("semantic-segmentation", "mean_iou", "image-segmentation", "every pixel"),
+        ("token-classification", "entity_f1", "token-classification", "Marks entities"),
+        ("question-answering", "squad_f1", "question-answering", "word for word"),
+        ("summarisation", "rouge_l", "summarization", "a person must read it"),
+        ("masked-language-model", "perplexity", "fill-mask", "hidden words"),
+        ("causal-language-model", "loss", "text-generation", "the next word"),
+        ("text-multilabel", "micro_f1", "text-classification", "Names every label"),
+        ("text-pair-classification", "accuracy", "text-classification", "into 10 classes"),
+        ("masked-image-model", "psnr", "image-feature-extraction", "hidden parts of images"),
+    ],
+)
+def test_the_card_of_every_task(task: str, metric: str, tag: str, use: str) -> None:
+    it = example.sheet(Example(task=task, metric=metric, arms=3, points=0)).comparison
+    text = pages.model_card(it)
+    meta: Any = ModelCard(text).data
+    assert meta.pipeline_tag == tag
+    assert len(set(meta.metrics)) == len(meta.metrics)
+    assert {one.metric_type for one in meta.eval_results} == set(meta.metrics)
+    assert use in text[text.index("## Intended use") : text.index("## Data")]
+    assert ("## Calibration" in text) == (task == "text-pair-classification")
+    assert "log-loss" not in text or task == "text-pair-classification"
+    assert "None" not in text
+
+
+def test_every_task_has_a_use_and_a_name_on_the_hub() -> None:
+    others = {name for name, kind in KINDS.items() if not kind.classified}
+    assert set(pages.USES) == others
+    assert set(pages.PIPELINES) <= set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"source": "hf", "model": "owner/name", "revision": "abc", "licence": ""}, "owner/name"),
+        ({"source": "folder", "folder": "mine", "licence": "MIT"}, None),
+    ],
+)
+def test_where_weights_are_from_is_told_as_far_as_it_is_known(about: dict[str, Any], told: str | None) -> None:
+    it = example.sheet(Example(arms=3, points=0)).comparison
+    sha256 = it["pretrained"]["sha256"]
+    card = pages.model_card(it | {"pretrained": {"name": "w", "sha256": sha256, **about}})
+    meta = header_of(card)
+    assert meta.get("base_model") == told
+    assert meta["license"] == ("mit" if about["licence"] else "unknown")
+    assert ("no licence is stated" in card) == (not about["licence"])
 
 
 # ------------------------------------------------------------------------------------------- budgets

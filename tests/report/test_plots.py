@@ -24,6 +24,7 @@ WORDS = [
 def comparison(arms: int, classes: list[str], metric: str = "accuracy") -> dict[str, Any]:
     names = ["scratch", *(f"arm_{at}" for at in range(1, arms))]
     return {
+        "task": "image-classification",
         "metric": {"name": metric, "higher_is_better": metric != "log_loss"},
         "reference": "scratch",
         "target": 0.6,
@@ -104,9 +105,10 @@ def test_all_plots_are_drawn_on_light_paper() -> None:
 def test_what_there_is_not_is_not_drawn() -> None:
     about = comparison(1, list("ab")) | {"efficiency": None}
     assert set(plots.draw(about, curves_of(about, (5,)), counts_of(2))) == {"learning_curves", "confusion"}
+    assert set(plots.draw(about, curves_of(about, (5,)), None)) == {"learning_curves"}
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss", "perplexity"])
 @pytest.mark.parametrize("name", ["differences", "efficiency"])
 def test_differences_and_efficiency_of_any_metric(metric: str, name: str) -> None:
     about, dress = comparison(30, list("ab"), metric), plots.DRESSES["dark"]

@@ -12,6 +12,13 @@ from tests.report import example
 from tests.report.example import HOSTILE, Example
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/comparison.schema.json").read_text("utf-8"))
+# Tables of tasks without classes alone.
+OF_OTHERS = {"distribution", "quartiles"}
+OF_CLASSIFIERS = {"calibration", "reliability", "per_class", "confusion"}
+DETECTION = Example(task="object-detection", metric="coco_map", classes=("cat", "dog"), points=0, groups=31)
+PRETRAINING = Example(
+    task="masked-language-model", metric="loss", text=True, arms=1, efficiency=False, points=0
+)
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
@@ -53,8 +60,10 @@ def test_the_schema_is_one_and_the_example_keeps_it(comparison: dict[str, Any]) 
         Example(arms=1, seeds=1, efficiency=False, points=0),
         Example(classes=tuple(f"kind {at}" for at in range(61)), points=0, resamples=2, text=True),
         Example(classes=HOSTILE, experiment=HOSTILE[0], metric="log_loss", points=0),
+        DETECTION,
+        PRETRAINING,
     ],
-    ids=["one arm", "many classes", "hostile"],
+    ids=["one arm", "many classes", "hostile", "detection", "pretraining"],
 )
 def test_other_experiments_keep_it_too(made: Example) -> None:
     VALIDATOR.validate(json.loads(json.dumps(example.sheet(made).comparison)))
@@ -108,7 +117,7 @@ def test_every_key_is_explained() -> None:
 
 
 def test_every_table_is_written_and_ends_its_lines_the_same_everywhere(written: Path) -> None:
-    assert {path.stem for path in written.iterdir()} == set(tables.TABLES)
+    assert {path.stem for path in written.iterdir()} == set(tables.TABLES) - OF_OTHERS
     for path in written.iterdir():
         assert b"\r" not in path.read_bytes()
         assert path.read_bytes().endswith(b"\n")
@@ -168,7 +177,7 @@ def test_every_number_is_in_some_table(written: Path, comparison: dict[str, Any]
     left_out = ("probe", "ranking_correlation", "target", "confidence", "cost", "data")
     wanted = numbers({key: value for key, value in comparison.items() if key not in left_out})
     told: set[float] = set()
-    for name in tables.TABLES:
+    for name in set(tables.TABLES) - OF_OTHERS:
         for row in read(written, name):
             told |= {value for value in row.values() if isinstance(value, float | int)}
     space = numbers([arm["tuning"] for arm in comparison["arms"]])
@@ -201,6 +210,28 @@ def test_what_there_is_not_makes_no_table(tmp_path: Path) -> None:
     assert not {"efficiency", "labels_saved", "pairs", "slices"} & names
 
 
+def test_tables_of_a_task_without_classes(tmp_path: Path) -> None:
+    it = json.loads(json.dumps(example.sheet(DETECTION).comparison))
+    assert not OF_CLASSIFIERS & {path.stem for path in tables.write(it, tmp_path)}
+    arms = {row["arm"]: row for row in read(tmp_path, "arms")}
+    told = read(tmp_path, "metrics")
+    for arm in it["arms"]:
+        assert "ece" not in arms[arm["arm"]]
+        rows = {row["metric"]: row for row in told if row["arm"] == arm["arm"]}
+        assert set(rows) == {"coco_map", "coco_map_50"}
+        for name, found in arm["metrics"].items():
+            assert {key: rows[name][key] for key in found} == found
+    counts: dict[str, list[float]] = {}
+    for row in read(tmp_path, "distribution"):
+        counts.setdefault(str(row["arm"]), []).append(row["items"])
+    assert counts == {one["arm"]: one["counts"] for one in it["distribution"]["arms"]}
+    for row, one in zip(read(tmp_path, "quartiles"), it["distribution"]["arms"], strict=True):
+        assert [row[key] for key in ("lowest", "first_quartile", "median", "third_quartile", "highest")] == (
+            one["quartiles"]
+        )
+    assert "mcnemar_p" not in read(tmp_path, "pairs")[0]
+
+
 def test_hostile_names_come_back_as_they_were(tmp_path: Path) -> None:
     names = (*HOSTILE[:9], 'a,"b"\nc', "=1+1", "\ttab")
     tables.write(example.sheet(Example(classes=names, arms=2, points=0)).comparison, tmp_path)
@@ -228,7 +259,7 @@ def test_columns_are_named_as_the_keys_of_the_schema(written: Path) -> None:
         "tuning": SCHEMA["$defs"]["arm"]["properties"]["tuning"]["properties"],
     }
     for name, keys in named.items():
-        columns = set(read(written, name)[0]) - {"arm"}
+        columns = set(read(written, name)[0]) - {"arm", "metric"}
         bare = {column.removesuffix("_ci_low").removesuffix("_ci_high") or column for column in columns}
         assert bare - {"ci_low", "ci_high", ""} <= set(keys), name
 

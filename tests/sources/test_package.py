@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from steps.errors import WeightsError
-from steps.params import Pretrained
-from steps.sources import package
+from steps.references import PackageWeights
+from steps.sources import Found, package
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
@@ -26,39 +26,43 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def reference(folder: Path, file: str, **changes: Any) -> Pretrained:
+def reference(folder: Path, file: str, **changes: Any) -> PackageWeights:
     path = folder / file
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
     given = {
         "source": "package", "package": "weights_for_test", "file": file, "sha256": digest, "library": "timm",
         "architecture": "x", "licence": "MIT",
     }  # fmt: skip
-    return Pretrained(**(given | changes))
+    return PackageWeights(**(given | changes))
+
+
+def read(folder: Path, file: str, **changes: Any) -> Found:
+    return package.read(reference(folder, file, **changes), folder)
 
 
 def test_reads_safetensors_and_torch_files_alike(shipped: Path) -> None:
     save_file(TENSORS, shipped / "w.safetensors")
     torch.save(TENSORS, shipped / "w.pth")
     for file in ("w.safetensors", "w.pth"):
-        tensors, files, provenance = package.read(reference(shipped, file))
-        assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        found = read(shipped, file)
+        assert {name: tensor.tolist() for name, tensor in found.tensors.items()} == {
             name: tensor.tolist() for name, tensor in TENSORS.items()
         }
-        assert files == []
-        assert provenance["licence"] == "MIT"
+        assert found.files == []
+        assert found.provenance["licence"] == "MIT"
 
 
 def test_wrong_sha256_is_refused_and_both_are_told(shipped: Path) -> None:
     save_file(TENSORS, shipped / "w.safetensors")
     with pytest.raises(WeightsError, match=r"has sha256 [0-9a-f]{64}, params\.yaml pins 1111"):
-        package.read(reference(shipped, "w.safetensors", sha256="1" * 64))
+        read(shipped, "w.safetensors", sha256="1" * 64)
 
 
 def test_what_is_not_there_is_named(shipped: Path) -> None:
     with pytest.raises(WeightsError, match="'no_such_package' is not installed; run `make install`"):
-        package.read(reference(shipped, "w.pth", package="no_such_package"))
+        read(shipped, "w.pth", package="no_such_package")
     with pytest.raises(WeightsError, match=r"'weights_for_test' has no file 'w\.pth'"):
-        package.read(reference(shipped, "w.pth"))
+        read(shipped, "w.pth")
 
 
 class Bomb:
@@ -76,7 +80,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(shipped: Path, tmp_
     torch.save({"a": Bomb(tmp_path / "trace")}, shipped / "v.pth")
     for file in ("w.pth", "v.pth"):
         with pytest.raises(WeightsError, match=r"was not loaded|cannot be read as weights"):
-            package.read(reference(shipped, file))
+            read(shipped, file)
     assert not (tmp_path / "trace").exists()
 
 
@@ -84,7 +88,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(shipped: Path, tmp_
 def test_a_broken_file_is_one_line(shipped: Path, file: str) -> None:
     (shipped / file).write_bytes(b"no weights at all")
     with pytest.raises(WeightsError, match=f"{file}: ") as caught:
-        package.read(reference(shipped, file))
+        read(shipped, file)
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
 
@@ -92,15 +96,15 @@ def test_a_broken_file_is_one_line(shipped: Path, file: str) -> None:
 def test_more_than_tensors_is_refused(shipped: Path) -> None:
     torch.save({"a": torch.zeros(1), "epoch": 3}, shipped / "w.pth")
     with pytest.raises(WeightsError, match="not a dictionary of tensors"):
-        package.read(reference(shipped, "w.pth"))
+        read(shipped, "w.pth")
 
 
 def test_transformers_need_their_config_and_bring_their_tokenizer(shipped: Path) -> None:
     save_file(TENSORS, shipped / "w.safetensors")
     with pytest.raises(WeightsError, match=r"no config\.json beside"):
-        package.read(reference(shipped, "w.safetensors", library="transformers"))
+        read(shipped, "w.safetensors", library="transformers", architecture="bert")
     (shipped / "config.json").write_text('{"model_type": "bert"}')
     (shipped / "vocab.txt").write_text("a\n")
-    _, files, provenance = package.read(reference(shipped, "w.safetensors", library="transformers"))
-    assert [path.name for path in files] == ["vocab.txt"]
-    assert provenance["config"] == {"model_type": "bert"}
+    found = read(shipped, "w.safetensors", library="transformers", architecture="bert")
+    assert [path.name for path in found.files] == ["vocab.txt"]
+    assert found.description["config"] == {"model_type": "bert"}

@@ -16,7 +16,7 @@ from steps.errors import DataError, UserError
 from steps.params import Machine, Model, Validation
 from steps.pixels import FOLDER, Store
 from steps.tasks import get
-from steps.tasks.image_classification import BLOCK, FORMATS, ImageSamples, _near_pairs
+from steps.tasks.of_images import BLOCK, FORMATS, ImageSamples, _near_pairs
 from tests.rawdata import huge_png, picture, save
 
 TASK = get("image-classification")

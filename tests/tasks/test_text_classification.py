@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from steps.errors import DataError
 from steps.params import Model, Validation
-from steps.tasks import get, text_classification
-from steps.tasks.text_classification import TextSamples, normalised
+from steps.tasks import get, of_texts
+from steps.tasks.of_texts import TextSamples, normalised
 
 TASK = get("text-classification")
 
@@ -93,7 +93,7 @@ class Words:
 def words(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = SimpleNamespace(from_pretrained=lambda folder, local_files_only: Words())
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoTokenizer=loader))
-    monkeypatch.setattr(text_classification, "BLOCK", 2)
+    monkeypatch.setattr(of_texts, "BLOCK", 2)
 
 
 @pytest.mark.usefixtures("words")

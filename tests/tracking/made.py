@@ -185,10 +185,8 @@ def write_data(name: str, task: str, per_class: int) -> None:
             # The first 12 of a class are tested, so that the gate has 30 items to judge by.
             split = "test" if index < per_class - 4 else "train" if index < per_class - 1 else "validation"
             sha256 = artifacts.sha256_json(content.hex())
-            rows.append(
-                row | {"sha256": sha256, "size": len(content), "group": None, "source": "", "split": split}
-            )
-    frame = pd.DataFrame(rows)
+            rows.append(row | {"sha256": sha256, "size": len(content), "source": "", "split": split})
+    frame = pd.DataFrame(rows).assign(group=None, pair=None, target=None)
     folder = artifacts.validation_dir(name)
     folder.mkdir(parents=True, exist_ok=True)
     frame.assign(content=frame["sha256"]).drop(columns="split").to_parquet(folder / "accepted.parquet")
