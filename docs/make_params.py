@@ -12,16 +12,20 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from steps import arms, params
+from steps import arms, kinds, layouts, params, references
 from steps.settings import Settings, as_yaml
+
+
+def source_of(model: type[Settings]) -> str:
+    """What an entry says of its `source` to be of this model."""
+    (found,) = typing.get_args(model.model_fields["source"].annotation)
+    return str(found)
+
 
 PAGE = Path(__file__).parent / "params.md"
 SECTIONS: list[tuple[str, type[Settings]]] = [
     ("experiments.&lt;name&gt;", params.Experiment),
-    ("experiments.&lt;name&gt;.data, source: package", params.PackageData),
-    ("experiments.&lt;name&gt;.data, source: folder", params.FolderData),
-    ("experiments.&lt;name&gt;.data, source: archive", params.ArchiveData),
-    ("experiments.&lt;name&gt;.data, source: table", params.TableData),
+    *((f"experiments.&lt;name&gt;.data, source: {source_of(model)}", model) for model in layouts.MODELS),
     ("experiments.&lt;name&gt;.model", params.Model),
     ("experiments.&lt;name&gt;.validation", params.Validation),
     ("experiments.&lt;name&gt;.split", params.Split),
@@ -32,12 +36,16 @@ SECTIONS: list[tuple[str, type[Settings]]] = [
     ("experiments.&lt;name&gt;.machine", params.Machine),
     ("arms.&lt;name&gt;", params.Arm),
     ("arms.&lt;name&gt;.lora", params.Lora),
-    ("pretrained.&lt;name&gt;", params.Pretrained),
+    *((f"pretrained.&lt;name&gt;, source: {name}", model) for name, model in references.MODELS.items()),
 ]
 HEAD = """# Keys of params.yaml
 
 Made by `python docs/make_params.py` from the models in `steps/params.py`. Unknown keys are refused, all
 mistakes are told together, and a number must be a number: write `1.0e-3`; YAML reads `1e-3` as text.
+
+An entry under `pretrained:` may be one line as well, see [sources.md](sources.md): `hf:owner/name@<revision>`.
+
+The tasks are: {tasks}; each is told of in [tasks.md](tasks.md).
 
 The expectations whose level `validation.levels` may set to `error` or `warning` are: {expectations}.
 By default {warnings} are warnings.
@@ -64,6 +72,7 @@ RATES = """## Learning rates where none are given
 def page() -> str:
     """The whole page."""
     head = HEAD.format(
+        tasks=", ".join(f"`{name}`" for name in kinds.KINDS),
         expectations=", ".join(f"`{name}`" for name in params.EXPECTATIONS),
         warnings=", ".join(f"`{name}`" for name in params.WARNINGS),
     )
@@ -125,7 +134,9 @@ def words(annotation: object) -> str:
         return f"{words(arguments[0])} → {words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return "a section below"
-    plain: dict[object, str] = {str: "text", int: "whole number", float: "number", bool: "yes/no"}
+    plain: dict[object, str] = {
+        str: "text", int: "whole number", float: "number", bool: "yes/no", typing.Any: "anything"
+    }  # fmt: skip
     return plain.get(annotation, str(annotation))
 
 

@@ -89,6 +89,7 @@ def _own_code() -> Iterator[Finding]:
 
 def _params() -> Iterator[Finding]:
     from steps import params
+    from steps.references import PackageWeights, unpinned
 
     try:
         checked = params.load(PARAMS_FILE)
@@ -97,7 +98,13 @@ def _params() -> Iterator[Finding]:
         return
     yield Finding("ok", "params.yaml", f"experiments: {', '.join(checked.experiments)}")
     for slug, reference in checked.pretrained.items():
-        yield _weights(slug, reference.package, reference.file, reference.sha256)
+        if isinstance(reference, PackageWeights):
+            yield _weights(slug, reference.package, reference.file, reference.sha256)
+        elif missing := unpinned(reference):
+            text = f"{' and '.join(missing)} not pinned: run `headstart pin` for its experiment"
+            yield Finding("warn", f"weights {slug}", text)
+        else:
+            yield Finding("ok", f"weights {slug}", f"source {reference.source}, pinned")
 
 
 def _weights(slug: str, package: str, file: str, sha256: str) -> Finding:

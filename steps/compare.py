@@ -66,9 +66,10 @@ def write(found: Results, sheet: Sheet) -> None:
 
 
 def table_of_curves(found: Results) -> pd.DataFrame:
-    """All histories in one long table, for `dvc plots`."""
+    """All histories in one long table, for `dvc plots`; arms are judged by the column `validation`."""
+    judged = f"validation_{found.metric}"
     frames = [
-        run.history.assign(arm=arm, seed=run.seed, resample=run.resample)
+        run.history.assign(arm=arm, seed=run.seed, resample=run.resample, validation=run.history[judged])
         for arm, runs in found.runs.items()
         for run in runs
     ]

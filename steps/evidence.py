@@ -211,8 +211,8 @@ def _clusters(ids: Sequence[str], groups: Mapping[str, str]) -> NDArray[np.int64
     numbers = {name: at for at, name in enumerate(dict.fromkeys(names))}
     if len(numbers) < 2:
         raise HeadstartError(
-            "all items of the test split are of one group, an interval needs two or more: raise `split.test`, "
-            "or leave the groups out of the data"
+            "all items of the test split are of one group, an interval needs two or more: raise "
+            "`split.test`, or leave the groups out of the data"
         )
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
@@ -560,8 +560,8 @@ def _alone(crossed: Crossed, reference: str, setting: Setting) -> str:
     figures = _figures(found, crossed, setting, mirrored=False)
     return (
         f"{_place(setting)} `{reference}`, pretrained from random weights, reaches a test "
-        f"{metrics.SHOWN[setting.metric]} of {value} ({figures}); no arm starts from other weights, so there is "
-        "nothing to compare."
+        f"{metrics.SHOWN[setting.metric]} of {value} ({figures}); no arm starts from other weights, so there "
+        "is nothing to compare."
     )
 
 

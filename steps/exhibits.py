@@ -64,12 +64,12 @@ class Samples:
         return stream.getvalue()
 
     def text(self, name: str) -> str:
-        """The beginning of a text, on one line; of an image its id."""
-        said = self.rows.loc[name, "text"]
-        if not isinstance(said, str):
+        """The beginning of a text, on one line, and of its pair where it has one; of an image its id."""
+        row = self.rows.loc[name]
+        if not isinstance(row["text"], str):
             return name
-        line = " ".join(said[: 4 * EXCERPT].split())
-        return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
+        texts = [one for one in (row["text"], row.get("pair")) if isinstance(one, str)]
+        return " ¦ ".join(_beginning(one, EXCERPT // len(texts)) for one in texts)
 
     def brightness(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Mean grey value of each image, 0 black to 255 white."""
@@ -84,6 +84,11 @@ class Samples:
     def _path(self, name: str) -> Path | None:
         path = self.rows.loc[name, "path"]
         return artifacts.data_dir(self.experiment) / path if isinstance(path, str) else None
+
+
+def _beginning(text: str, most: int) -> str:
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _opened(path: Path) -> Image.Image:
@@ -181,6 +186,7 @@ def mistakes(results: Results, samples: Samples) -> list[Mistake]:
             row["id"], row["label"], row["predicted"], float(row["confidence"]),
             samples.thumbnail(row["id"], LARGE),
             [(str(word), float(weight)) for word, weight in json.loads(row["tokens"])],
+            samples.text(row["id"]),
         )
         for row in rows.to_dict("records")
     ]  # fmt: skip

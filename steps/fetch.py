@@ -67,9 +67,11 @@ def check_pinned(reference: Pretrained, slug: str) -> None:
 
 @contextmanager
 def scratch(slug: str) -> Iterator[Path]:
-    """A folder for what is needed in between; it goes away with all it holds."""
+    """A folder for what is needed in between; it goes away with all it holds, and so does what was killed."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{slug}-", dir=SCRATCH) as folder:
+    for stale in SCRATCH.glob(f"{slug}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{slug}.", dir=SCRATCH) as folder:
         yield Path(folder)
 
 

@@ -24,10 +24,6 @@ from numpy.typing import NDArray
 
 from steps import intervals, metrics
 
-# The largest loss that may stay possible: 5 points, or about what 5 points cost in log-loss; of the
-# perplexity it is a share of the champion's.
-MARGINS = {name: 0.05 for name, about in metrics.METRICS.items() if about.percent}
-MARGINS |= {"log_loss": 0.1, "loss": 0.1, "perplexity": 0.05, "psnr": 0.5}
 MIN_ITEMS = 30
 
 
@@ -38,7 +34,7 @@ class Rule:
     Attributes:
         metric: a name in `metrics.METRICS`.
         confidence: of the interval, two-sided.
-        margin: the largest loss that may stay possible; None takes the metric's from `MARGINS`.
+        margin: the largest loss that may stay possible; None takes what the metric tolerates.
         min_items: fewer test items than this decide nothing.
     """
 
@@ -72,7 +68,7 @@ class Tested:
     def of_shares(
         cls,
         ids: Sequence[str],
-        truths: Sequence[str],
+        truths: Sequence[str | None],
         shares: Mapping[str, NDArray[np.float64]],
         groups: Sequence[str | None] = (),
     ) -> Self:
@@ -80,11 +76,15 @@ class Tested:
 
         Args:
             ids: of the test items, unique.
-            truths: what would have been right of each item, as text, e.g. JSON.
+            truths: what would have been right of each item, as text, e.g. JSON; None where a task makes it
+                from the item itself.
             shares: by metric, each item's share in it, shape (items,); their mean is the metric.
             groups: the user's group of each item; empty where no item has one.
         """
-        digests = [hashlib.sha256(truth.encode("utf-8", "surrogatepass")).hexdigest() for truth in truths]
+        digests = [
+            "" if truth is None else hashlib.sha256(truth.encode("utf-8", "surrogatepass")).hexdigest()
+            for truth in truths
+        ]
         return cls(ids, digests, (), np.zeros((len(ids), 0)), shares, groups)
 
     @property
@@ -147,7 +147,8 @@ def margin_of(rule: Rule, champion: float) -> float:
     """The largest loss that may stay possible, given what the champion reaches."""
     if rule.margin is not None:
         return rule.margin
-    return MARGINS[rule.metric] * (champion if rule.metric == "perplexity" else 1.0)
+    about = metrics.METRICS[rule.metric]
+    return about.tolerated * (champion if about.relative else 1.0)
 
 
 def _figures(found: intervals.Interval, rule: Rule, count: int) -> str:
@@ -187,11 +188,13 @@ def _not_comparable(candidate: Tested, champion: Tested, rule: Rule) -> str | No
 
 def _clusters(tested: Tested) -> NDArray[np.int64] | None:
     """The number of each item's group, in the order of ids; None where no item is in one."""
-    if not any(group is not None for group in tested.groups):
+    if not any(isinstance(group, str) for group in tested.groups):
         return None
     # An item without a group is one of its own; a group may be called as an item is.
     of = dict(zip(tested.ids, tested.groups, strict=True))
-    names = [("item", name) if of[name] is None else ("group", of[name]) for name in _ordered(tested)]
+    names = [
+        ("group", of[name]) if isinstance(of[name], str) else ("item", name) for name in _ordered(tested)
+    ]
     numbers = {name: at for at, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names], dtype=np.int64)
 

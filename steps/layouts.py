@@ -29,6 +29,7 @@ PACKAGED: dict[str, tuple[str, ...]] = {
     "digit-groups": ("image-multilabel",),
     "bbc-news-mixed": ("text-multilabel",),
     "shapes-masks": ("semantic-segmentation",),
+    "drawn-scans": ("image-classification",),
 }
 
 

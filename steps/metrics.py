@@ -7,7 +7,7 @@ the shares is the metric, and their spread tells how sure it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as readers see it.
+    """A metric as readers see it, and what counts as much of it.
 
     Attributes:
         shown: its name.
@@ -24,6 +24,11 @@ class Metric:
         higher_is_better: which way is good.
         percent: values are shown in per cent, differences in points.
         digits: behind the point, where it is no per cent.
+        unit: after a value, where it has one.
+        mean: it is the mean of a value that each item has by itself.
+        tolerated: the loss that the gate lets stay possible of a new champion.
+        far: a run that is worse than its like by more than this has failed.
+        relative: the two before are shares of the value.
     """
 
     shown: str
@@ -31,12 +36,20 @@ class Metric:
     higher_is_better: bool = True
     percent: bool = True
     digits: int = 3
+    unit: str = ""
+    mean: bool = False
+    tolerated: float = 0.05
+    far: float = 0.1
+    relative: bool = False
 
 
+_LOSS = Metric(
+    "loss", (0.0, math.inf), higher_is_better=False, percent=False, mean=True, tolerated=0.1, far=0.2
+)
 METRICS = {
-    "accuracy": Metric("accuracy"),
+    "accuracy": Metric("accuracy", mean=True),
     "macro_f1": Metric("macro-F1"),
-    "log_loss": Metric("log-loss", (0.0, math.inf), higher_is_better=False, percent=False),
+    "log_loss": replace(_LOSS, shown="log-loss"),
     "micro_f1": Metric("micro-F1"),
     "mean_average_precision": Metric("mean average precision"),
     "coco_map": Metric("COCO mAP"),
@@ -45,14 +58,18 @@ METRICS = {
     "dice": Metric("mean Dice"),
     "entity_f1": Metric("entity F1"),
     "token_accuracy": Metric("token accuracy"),
-    "exact_match": Metric("exact match"),
-    "squad_f1": Metric("SQuAD F1"),
-    "rouge_1": Metric("ROUGE-1"),
-    "rouge_2": Metric("ROUGE-2"),
-    "rouge_l": Metric("ROUGE-L"),
-    "loss": Metric("loss", (0.0, math.inf), higher_is_better=False, percent=False),
-    "perplexity": Metric("perplexity", (1.0, math.inf), higher_is_better=False, percent=False, digits=2),
-    "psnr": Metric("PSNR in dB", (-math.inf, math.inf), percent=False, digits=2),
+    "exact_match": Metric("exact match", mean=True),
+    "squad_f1": Metric("SQuAD F1", mean=True),
+    "rouge_1": Metric("ROUGE-1", mean=True),
+    "rouge_2": Metric("ROUGE-2", mean=True),
+    "rouge_l": Metric("ROUGE-L", mean=True),
+    "loss": _LOSS,
+    "perplexity": Metric(
+        "perplexity", (1.0, math.inf), higher_is_better=False, percent=False, digits=2, relative=True
+    ),
+    "psnr": Metric(
+        "PSNR", (-math.inf, math.inf), percent=False, digits=2, unit=" dB", mean=True, tolerated=0.5, far=1.0
+    ),
     # A metric of your own: its line goes here.
 }
 # Those of a classifier: every one of them is computed for every model.
@@ -122,9 +139,10 @@ def improvement(metric: str, first: NDArray[np.float64], second: NDArray[np.floa
 
 
 def amount(metric: str, value: float) -> str:
-    """A difference in words, e.g. `19.7 points of accuracy` or `0.312 of log-loss`."""
-    unit = "points of" if METRICS[metric].percent else "of"
-    return f"{figure(metric, value)} {unit} {SHOWN[metric]}"
+    """A difference in words, e.g. `19.7 points of accuracy`, `0.312 of log-loss` or `1.20 dB of PSNR`."""
+    about = METRICS[metric]
+    unit = " points" if about.percent else about.unit
+    return f"{figure(metric, value)}{unit} of {about.shown}"
 
 
 def figure(metric: str, value: float) -> str:

@@ -234,13 +234,19 @@ class Backbone(nn.Module):
 class ImageBackbone(Backbone):
     """A timm model without its classifier; (batch, 3, side, side) float32 to (batch, features)."""
 
-    def __init__(self, name: str, drop_path: float = 0.0, img_size: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        drop_path: float = 0.0,
+        img_size: int | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         import timm
 
         # Many architectures know neither setting, so that one which is not asked for is not passed.
         asked: dict[str, Any] = {"drop_path_rate": drop_path or None, "img_size": img_size}
         asked = {key: value for key, value in asked.items() if value is not None}
-        model = timm.create_model(name, pretrained=False, num_classes=0, **asked)
+        model = timm.create_model(name, pretrained=False, num_classes=0, **asked, **(config or {}))
         super().__init__(name, model, int(getattr(model, "head_hidden_size", None) or model.num_features))
         if self.family.channels_last:
             # Two to three times faster on CPU for convolutions, same result to rounding.
@@ -432,7 +438,8 @@ def architecture(description: dict[str, Any], drop_path: float = 0.0, gives: Giv
 def _built(description: dict[str, Any], drop_path: float, gives: Gives) -> Backbone:
     name, library = description.get("name", "?"), description["library"]
     if library == "timm":
-        return ImageBackbone(description["name"], drop_path, description.get("img_size"))
+        size, config = description.get("img_size"), description.get("config")
+        return ImageBackbone(description["name"], drop_path, size, config)
     if library == "transformers":
         return TextBackbone({"model_type": description["name"], **description["config"]}, drop_path, gives)
     if library == "savedmodel":

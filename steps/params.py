@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    Discriminator,
     Field,
     StringConstraints,
     ValidationError,
@@ -24,7 +23,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from steps.arms import Arm, Choices, Library, Limits, Lora, Machine, changed, misfits, with_rates
+from steps.arms import Arm, Choices, Limits, Lora, Machine, changed, misfits, with_rates
 from steps.artifacts import read_json
 from steps.errors import ParamsError, UserError
 from steps.kinds import KINDS, named
@@ -40,7 +39,7 @@ from steps.layouts import (
     TableData,
 )
 from steps.references import MODELS as REFERENCES
-from steps.references import Pretrained
+from steps.references import NewWeights, Pretrained
 from steps.settings import Settings, suggest
 
 # The settings file of an experiment's limits.
@@ -409,7 +408,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        mistakes = []
+        mistakes = self._mistakes_of_tokenizers()
         for name, experiment in self.experiments.items():
             if name in ("params", "pretrained"):
                 mistakes.append(
@@ -471,6 +470,25 @@ class Params(Settings):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    def _mistakes_of_tokenizers(self) -> list[str]:
+        """What is wrong with the entries whose tokenizers new networks use."""
+        mistakes = []
+        for slug, reference in self.pretrained.items():
+            if not isinstance(reference, NewWeights) or reference.tokenizer is None:
+                continue
+            place, other = f"pretrained.{slug}.tokenizer", self.pretrained.get(reference.tokenizer)
+            if other is None:
+                known = suggest(reference.tokenizer, self.pretrained)
+                mistakes.append(f"{place}: {reference.tokenizer!r} is not under `pretrained:`{known}")
+            elif isinstance(other, NewWeights):
+                mistakes.append(
+                    f"{place}: {reference.tokenizer!r} has another entry's itself: name that one, "
+                    f"{other.tokenizer!r}"
+                )
+            elif other.library not in LIBRARIES["text"]:
+                mistakes.append(f"{place}: {reference.tokenizer!r} is of {other.library} and has no tokenizer")
+        return mistakes
 
     def _mistakes_of(self, name: str, arm: str) -> list[str]:
         """What is wrong with an arm in an experiment."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from steps import artifacts, data, entry, freezing, params, trainable
 from steps.arms import Arm
@@ -28,9 +28,9 @@ from steps.data import Batches, to_device
 from steps.errors import TrainingError, UserError
 from steps.network import Inputs, Network, Probe
 from steps.params import TrainSettings
-from steps.tasks import Criterion
 from steps.report import plots
 from steps.settings import as_yaml
+from steps.tasks import Criterion
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 # Decay of the moving average that says whether to go on, and of the average to both sides that is read: both

@@ -240,6 +240,9 @@ class NewWeights(Settings):
         None, description="Another entry under `pretrained:` whose tokenizer it uses; for transformers."
     )
     seed: int = Field(0, ge=0, description="Of the random weights.")
+    borrowed: dict[str, Any] | None = Field(
+        None, description="The entry that `tokenizer` names; filled in by `resolve`, leave it out."
+    )
     licence: Literal[""] = ""
 
     @model_validator(mode="after")

@@ -258,7 +258,7 @@ def _lay_out(experiment: str, winner: Winner, folder: Path) -> None:
 def _for_the_gate(winner: Winner) -> pd.DataFrame:
     """What the winner said of the test split: a probability for each class, or its shares in the metrics."""
     test = winner.test
-    said = test[KEYS].assign(target=test["target"]).reset_index(drop=True)
+    said = test[[*KEYS, "group"]].assign(target=test["target"]).reset_index(drop=True)
     if not winner.kind.classified:
         return said.assign(**{name: test[name].to_numpy() for name in _shares(winner)})
     said = said.drop(columns="target")
@@ -378,8 +378,11 @@ def _champion_tested(experiment: str, winner: Winner, champion: Version) -> Test
     ):
         if not winner.kind.classified:
             return _tested(winner, stored)
-        classes = [name.removeprefix("probability_") for name in stored.columns if name not in keys]
-        return _of_classes(stored, classes, list(stored.drop(columns=keys).to_numpy()))
+        classes = [
+            name.removeprefix("probability_") for name in stored.columns if name.startswith("probability_")
+        ]
+        said = stored[[f"probability_{name}" for name in classes]]
+        return _of_classes(stored, classes, list(said.to_numpy()))
     entry.say(
         f"{experiment}: the test split changed, the champion (version {champion.number}) predicts it anew"
     )
@@ -411,7 +414,7 @@ def _tested(winner: Winner, test: pd.DataFrame) -> Tested:
     if winner.kind.classified:
         return _of_classes(test, winner.training.journal["classes"], list(test["probabilities"]))
     shares = {name: test[f"share_{name}"].to_numpy(dtype=np.float64) for name in winner.kind.metrics}
-    return Tested.of_shares(list(test["id"]), list(test["target"]), shares)
+    return Tested.of_shares(list(test["id"]), list(test["target"]), shares, groups=_groups(test))
 
 
 def _of_classes(test: pd.DataFrame, classes: list[str], probabilities: list[Any]) -> Tested:
@@ -419,7 +422,13 @@ def _of_classes(test: pd.DataFrame, classes: list[str], probabilities: list[Any]
 
     from steps.gate import Tested
 
-    return Tested(list(test["id"]), list(test["label"]), classes, np.stack(probabilities).astype(np.float64))
+    said = np.stack(probabilities).astype(np.float64)
+    return Tested(list(test["id"]), list(test["label"]), classes, said, groups=_groups(test))
+
+
+def _groups(test: pd.DataFrame) -> list[str | None]:
+    """The group of each row; what was stored by itself has none."""
+    return list(test["group"]) if "group" in test else []
 
 
 def _note(

@@ -25,6 +25,7 @@ from steps.params import (
     TrainSettings,
     ValidateSettings,
 )
+from steps.references import NewWeights, Pretrained
 
 
 def resolve() -> None:
@@ -45,7 +46,8 @@ def resolve() -> None:
 def settings_files(checked: Params) -> dict[Path, Settings]:
     """Every settings file with what it holds."""
     files: dict[Path, Settings] = {
-        artifacts.pretrained_settings_file(slug): reference for slug, reference in checked.pretrained.items()
+        artifacts.pretrained_settings_file(slug): with_tokenizer(reference, checked)
+        for slug, reference in checked.pretrained.items()
     }
     for name, experiment in checked.experiments.items():
         arms = {arm: checked.arm(name, arm) for arm in checked.arms}
@@ -97,6 +99,14 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
             for arm, settings in arms.items()
         }
     return files
+
+
+def with_tokenizer(reference: Pretrained, checked: Params) -> Pretrained:
+    """The reference; of a new network with the entry whose tokenizer it uses, so that fetch reads one file."""
+    if not isinstance(reference, NewWeights) or reference.tokenizer is None:
+        return reference
+    other = checked.pretrained[reference.tokenizer].model_dump(mode="json")
+    return reference.model_copy(update={"borrowed": other})
 
 
 def main() -> int:

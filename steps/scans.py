@@ -30,6 +30,8 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # The place in a PNG of how many bits its values have.
 PNG_BITS = 24
+# What follows it, for grey and for red, green and blue without transparency.
+OPAQUE = (0, 2)
 # Pillow's modes of values that do not fit into 8 bits.
 DEEP_MODES = ("I", "F")
 # Of TIFF: how a camera was held, how values are packed and how many a pixel has, which stands for nothing,
@@ -154,6 +156,17 @@ def is_scan(content: Path | bytes, rule: Rule | None = None) -> bool:
             return image.mode in DEEP_MODES or _spoilt(image)
     except DataError:
         return True
+
+
+def is_deep(content: Path | bytes) -> bool:
+    """Whether an image has more than 8 bits a value, or is a scan: its values are looked at as they are."""
+    head = _head(content)
+    if head.startswith(PNG_MAGIC):
+        return _is_deep_png(head) and head[PNG_BITS + 1] in OPAQUE
+    if not head.startswith(TIFF_MAGIC) or is_scan(content):
+        return is_scan(content)
+    with opened(content, any_size=True) as image:
+        return image.mode.startswith("I;16")
 
 
 def _spoilt(image: Image.Image) -> bool:
@@ -299,6 +312,9 @@ def _dicom_scan(data: Any) -> Scan:  # noqa: ANN401 - pydicom's data set
     """Values in the unit of the file's rescale slope and intercept, or colours as red, green and blue."""
     from pydicom import pixels
 
+    from steps import dicom_codecs
+
+    dicom_codecs.register()
     if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(data.dir()):
         raise DataError("is DICOM but holds no pixels")
     values, bits = pixels.pixel_array(data), int(data.BitsStored)
@@ -523,7 +539,7 @@ def picture(content: Path | bytes) -> Image.Image:
     Raises:
         DataError: it is no image.
     """
-    if not is_scan(content):
+    if not is_deep(content):
         try:
             with opened(content) as image:
                 return upright(image)

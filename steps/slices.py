@@ -19,11 +19,12 @@ from scipy.special import stdtrit
 
 from steps import intervals, metrics
 from steps.intervals import Interval
+from steps.metrics import METRICS
 
-# Metrics that are the mean of what each item has by itself, so that they can be told of a part of the items.
-# Of the others an item has a share only through all of them together: the mean share of a part is what the
-# metric would be if all items were like these, to first order, and may lie beyond its bounds.
-MEANS = ("accuracy", "log_loss", "exact_match", "squad_f1", "rouge_1", "rouge_2", "rouge_l", "psnr", "loss")
+# Metrics that are the mean of what each item has by itself can be told of a part of the items. Of the others an
+# item has a share only through all of them together: the mean share of a part is what the metric would be if
+# all items were like these, to first order, and may lie beyond its bounds.
+MEANS = tuple(name for name, about in METRICS.items() if about.mean)
 # With fewer items a figure is hardly more than an anecdote.
 FEW = 20
 # Values of a fact that are told; the others are rare.
@@ -90,7 +91,7 @@ def metric_of(metric: str, task_metrics: Sequence[str]) -> str:
 
 def bounds_of(metric: str) -> intervals.Bounds:
     """The lowest and the highest mean share of a part of the items."""
-    return metrics.BOUNDS[metric] if metric in MEANS else intervals.UNBOUNDED
+    return METRICS[metric].bounds if metric in MEANS else intervals.UNBOUNDED
 
 
 # ---------------------------------------------------------------------------------------------------- classes

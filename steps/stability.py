@@ -12,7 +12,7 @@ BERT, ICLR 2021) call a run failed when it does no better than the majority clas
   runs that agree closely from making a failure of every small slip. One or two runs have no outliers.
 
 A task without classes has no share of a largest class and no accuracy: there only the second rule holds, for
-the metric that arms are judged by. What takes the place of 10 points is told in `FAR`.
+the metric that arms are judged by. What takes the place of 10 points is the metric's `far`.
 
 The share of failed runs comes with the exact interval of Clopper and Pearson (Biometrika 26, 1934). With
 three runs it is wide, and should be: none of three says only that less than about 71 % fail.
@@ -33,8 +33,6 @@ from steps import intervals, metrics
 SCALE = 1.4826
 FAR_POINTS = 0.10
 FAR_DEVIATIONS = 3.0
-# The same of what is no per cent; of the perplexity it is a share of the median.
-FAR = {"log_loss": 0.2, "loss": 0.2, "perplexity": 0.1, "psnr": 1.0}
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,8 @@ def without_classes(values: Sequence[float], metric: str, confidence: float) -> 
         confidence: of the interval, e.g. 0.95.
     """
     good = np.asarray(values) if metrics.HIGHER_IS_BETTER[metric] else -np.asarray(values)
-    least = FAR_POINTS if metrics.METRICS[metric].percent else FAR[metric]
-    if metric == "perplexity":
-        least *= float(np.median(values))
+    about = metrics.METRICS[metric]
+    least = about.far * (float(np.median(values)) if about.relative else 1.0)
     return _stability(values, tuple(_far_below(good, least).tolist()), confidence)
 
 

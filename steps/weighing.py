@@ -716,7 +716,8 @@ def notes(results: Results, verdict: Verdict) -> list[str]:
             f"{len(untested)} of {len(results.classes)} classes have no test item: {named}. "
             "Their F1 is 0, which lowers macro-F1 alike for all arms."
         )
-    if any(arm.tune == "head" for arm in results.settings.arms.values()):
+    once = results.kind.gives == "pooled"  # elsewhere every epoch goes through the whole network
+    if once and any(arm.tune == "head" for arm in results.settings.arms.values()):
         found.append(
             "Arms that train the head alone read features computed once; their seconds leave that out."
         )
@@ -732,8 +733,8 @@ def notes(results: Results, verdict: Verdict) -> list[str]:
     elif told not in slices.MEANS:
         found.append(
             f"{wording.sentence(metrics.SHOWN[told])} is no mean over items: of single items and of parts of "
-            "the test split their share in it is told, as the jackknife gives it. That says where the metric is "
-            "won and lost, not what it would be there alone."
+            "the test split their share in it is told, as the jackknife gives it. That says where the metric "
+            "is won and lost, not what it would be there alone."
         )
     return found
 

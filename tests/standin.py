@@ -64,6 +64,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     spoiled: bool = False
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Hub:
         class Handler(_Handler):
             served = hub
 
+        self.over = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
@@ -119,6 +121,7 @@ class Hub:
 
     def stop(self) -> None:
         """Close the server; its port refuses connections from now on."""
+        self.over.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -142,7 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
         line = f"{self.command} {path}"
         self.served.seen.append(Seen(line, self.headers.get("Host", ""), dict(self.headers.items())))
         fault = self.served.fault_of(line)
-        if fault is not None and fault.status:
+        if fault is not None and fault.silent:
+            self.served.over.wait(20)
+            self.close_connection = True
+        elif fault is not None and fault.status:
             self._send(fault.status, b'{"error": "out of order"}', fault.headers)
         elif found := INFO.fullmatch(path):
             self._info(found[1], found[2])

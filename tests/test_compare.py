@@ -162,6 +162,7 @@ def test_curves_are_one_long_table(whole: tuple[Path, dict[str, Any]]) -> None:
     table = pd.read_csv(folder / "reports/made-up/curves.csv")
     assert list(table.columns[:3]) == ["arm", "seed", "resample"]
     assert {"validation_accuracy", "validation_macro_f1", "validation_log_loss"} <= set(table)
+    assert table["validation"].equals(table["validation_accuracy"])
     assert len(table) == 9 * 20 - 8
 
 
@@ -553,6 +554,21 @@ def test_shares_that_are_missing_or_not_finite_stop(clone: Path) -> None:
     pd.read_parquet(path).drop(columns="share_psnr").to_parquet(path, index=False)
     with pytest.raises(HeadstartError, match="seed 1 was tested without psnr; run evaluate again"):
         results.read("made-up")
+
+
+def test_pairs_of_texts_are_shown_together(clone: Path) -> None:
+    evaluated.make(Made(task="text-pair-classification", items=40, skill={"scratch": 0.5, "full": 2.0}))
+    path = artifacts.validation_dir("made-up") / "accepted.parquet"
+    rows = pd.read_parquet(path)
+    data.write_table(rows.assign(pair=[f"<u>answer</u> {'x' * 400} {name}" for name in rows["id"]]), path)
+    compare.compare("made-up")
+    found = json.loads((clone / "reports/made-up/comparison.json").read_text("utf-8"))
+    assert (found["task"], found["confusion"] is None) == ("text-pair-classification", False)
+    shown = exhibits.mistakes(results.read("made-up"), exhibits.Samples("made-up"))
+    assert all(re.fullmatch(r"text item-.* ¦ <u>answer</u> x+…", one.text) for one in shown)
+    assert all(len(one.text) <= exhibits.EXCERPT + 3 for one in shown)
+    page = (clone / "reports/made-up/report.html").read_text("utf-8")
+    assert "¦ &lt;u&gt;answer&lt;/u&gt;" in page[page.index('id="mistakes"') :]
 
 
 # ------------------------------------------------------------------------------------ groups of test items

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from steps import evidence, intervals, pairwise
+from steps import evidence, intervals, metrics, pairwise
 from steps.errors import HeadstartError, TrainingError
 from steps.evidence import Answers, Crossed, LabelsSaved, Setting
 from steps.intervals import Interval
@@ -513,8 +513,8 @@ def test_the_verdict_in_the_words_of_every_metric(
     within = evidence.verdict(
         crossed, "full", "scratch", REACHED, dataclasses.replace(about, margin=50.0)
     ).text
-    shown = evidence.metrics.SHOWN[metric]
-    ends = f"5000 points of {shown}" if evidence.metrics.METRICS[metric].percent else f"50 of {shown}"
+    shown = metrics.SHOWN[metric]
+    ends = f"5000 points of {shown}" if metrics.METRICS[metric].percent else f"50 of {shown}"
     assert f"the difference is within {ends}" in within
 
 
@@ -522,7 +522,8 @@ def test_what_stands_alone_is_compared_with_nothing() -> None:
     crossed = evidence.cross(of_shares({"scratch": 0.6}, "token_accuracy"))
     labelled = Setting("toys", 100, 30, "token_accuracy", 0.95, 0.01, "labelled samples")
     assert evidence.verdict(crossed, None, "scratch", {}, labelled).text == (
-        "On toys with 100 training samples no pretrained arm stands beside `scratch`: there is nothing to compare."
+        "On toys with 100 training samples no pretrained arm stands beside `scratch`: there is nothing to "
+        "compare."
     )
     own = dataclasses.replace(labelled, counted="samples", own_labels=True)
     found = evidence.verdict(crossed, None, "scratch", {}, own)

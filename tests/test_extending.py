@@ -27,7 +27,9 @@ PLACES = {
 
 def blocks() -> dict[str, str]:
     """The document's blocks of code, by the file that is named before each."""
-    found = re.findall(r"^`([\w/.]+)`[^`]*(?:`\w+`[^`]*)?```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.M | re.S)
+    found = re.findall(
+        r"^`([\w/.]+)`[^`]*(?:`\w+`[^`]*)?```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.M | re.S
+    )
     return dict(found)
 
 

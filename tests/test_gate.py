@@ -196,6 +196,13 @@ def test_other_truths_and_broken_shares_are_refused_without_classes() -> None:
     assert mixed.reason == "one of the two tells classes, the other does not; the champion stays"
 
 
+def test_a_task_that_makes_its_own_truth_has_none_to_differ() -> None:
+    values = np.random.default_rng(0).random(50)
+    own = gate.Tested.of_shares([f"i{at}" for at in range(50)], [None] * 50, {"loss": values})
+    assert decide(replace(own, shares={"loss": values - 1}), own, Rule("loss")).promote
+    assert "the true labels differ" in decide(shares("loss", values), own, Rule("loss")).reason
+
+
 def test_items_in_groups_are_judged_by_group() -> None:
     better, champion = np.repeat([1.0, 0.0], [60, 40]), np.repeat([1.0, 0.0], [50, 50])
     plain = decide(shares("dice", better), shares("dice", champion), Rule("dice"))

@@ -47,6 +47,21 @@ def test_names_are_said_in_two_places_and_agree() -> None:
     assert {one for kind in KINDS.values() for one in kind.data} == set(TAGS)
 
 
+def test_a_new_network_uses_the_tokenizer_of_an_entry_for_texts(raw: dict[str, Any]) -> None:
+    def new(tokenizer: str) -> dict[str, Any]:
+        return {"source": "new", "library": "transformers", "architecture": "bert", "tokenizer": tokenizer}
+
+    raw["pretrained"]["fresh"] = new("minilm-l6")
+    params.parse(Params, raw, "params.yaml")
+    for tokenizer, told in {
+        "minilm": "'minilm' is not under `pretrained:`; did you mean 'minilm-l6'?",
+        "fresh": "'fresh' has another entry's itself: name that one, 'fresh'",
+        "efficientnet-lite0": "'efficientnet-lite0' is of timm and has no tokenizer",
+    }.items():
+        raw["pretrained"]["fresh"] = new(tokenizer)
+        assert mistakes(raw) == [f"pretrained.fresh.tokenizer: {told}"]
+
+
 def test_all_mistakes_are_told_together_each_with_its_path(raw: dict[str, Any]) -> None:
     digits = raw["experiments"]["digits"]
     digits["split"]["tset"] = 0.2

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from steps.errors import DataError, UserError
-from steps.pixels import InMemory, OnDisk, Store, bytes_of
+from steps.pixels import Form, InMemory, OnDisk, Store, bytes_of
 
 SIDE = 4
 ONE = bytes_of(1, SIDE)
@@ -219,3 +219,27 @@ def test_files_in_use_do_not_make_way(tmp_path: Path) -> None:
     assert used.path.exists()
     del used
     assert_right(on_disk(tmp_path, room=9, kind="b").rows([1]), [1])
+
+
+def test_pixels_of_another_form_take_their_own_room(tmp_path: Path) -> None:
+    form = Form(channels=5, dtype=np.float32)
+    assert bytes_of(2, SIDE, form) == 2 * SIDE * SIDE * 5 * 4
+    made = np.random.default_rng(0).normal(size=(5, SIDE, SIDE, 5)).astype(np.float32)
+    one = bytes_of(1, SIDE, form)
+    asked: list[int] = []
+
+    def decode(index: int) -> NDArray[np.float32]:
+        asked.append(index)
+        return made[index]
+
+    in_memory = InMemory(decode, 5, SIDE, 2 * one, form)
+    for _ in range(2):
+        np.testing.assert_array_equal(in_memory.rows([1, 0, 4]), made[[1, 0, 4]])
+    assert asked == [1, 0, 4, 4], "there is room for two"
+    with pytest.raises(UserError, match="take"):
+        OnDisk(decode, files(tmp_path / "raw"), SIDE, "r", Store(tmp_path / "store", 5 * one - 1), form)
+    on_disk = OnDisk(decode, files(tmp_path / "raw"), SIDE, "r", Store(tmp_path / "store", 6 * one), form)
+    np.testing.assert_array_equal(on_disk.rows([4, 2]), made[[4, 2]])
+    # The same files as bytes are not taken for these: the type is looked at.
+    plain = OnDisk(image, files(tmp_path / "raw"), SIDE, "r", Store(tmp_path / "store", 6 * one))
+    assert_right(plain.rows([4, 2]), [4, 2])

@@ -122,8 +122,8 @@ def test_small_values_are_bright_where_the_file_says_so(tmp_path: Path) -> None:
         plain = samples([shipped("MR_small.dcm")], rule, side=64).pixels.rows([0])
         assert (samples([tmp_path / "inverted.dcm"], rule, side=64).pixels.rows([0]) == 255 - plain).all()
     rule = Rule(bands=(0,), mean=(600.0,), std=(300.0,))
-    plain = samples([shipped("MR_small.dcm")], rule).batch([0])
-    assert torch.equal(samples([tmp_path / "inverted.dcm"], rule).batch([0]), -plain)
+    standard = samples([shipped("MR_small.dcm")], rule).batch([0])
+    assert torch.equal(samples([tmp_path / "inverted.dcm"], rule).batch([0]), -standard)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,13 @@ def test_16_bits_without_a_rule_are_read_as_ever(tmp_path: Path) -> None:
 
 def test_png_of_three_times_16_bits(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8, 3), dtype=np.uint16)
-    content = imagecodecs.png_encode(deep)
+    content = bytes(imagecodecs.png_encode(deep))
     found = samples([content], Rule((2, 0), mean=(0.0, 0.0), std=(1.0, 1.0))).batch([0])[0]
     assert (found.numpy() == deep[..., [2, 0]].transpose(2, 0, 1)).all()
     see_through = np.concatenate([deep, deep[..., :1]], axis=2)
-    assert "transparent pixels" in refused(imagecodecs.png_encode(see_through), Rule(window=(0.0, 9.0)))
+    assert "transparent pixels" in refused(
+        bytes(imagecodecs.png_encode(see_through)), Rule(window=(0.0, 9.0))
+    )
 
 
 def test_values_that_8_bits_would_spoil_are_refused_without_a_rule(tmp_path: Path) -> None:
@@ -410,6 +412,9 @@ def test_a_picture_for_people_is_always_three_times_8_bits(tmp_path: Path) -> No
         assert shown.mode == "RGB"
         assert shown.size == scans.size_of(content)
     assert np.asarray(scans.picture(shipped("CT_small.dcm"))).std() > 20
+    dark = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    assert np.asarray(scans.picture(tmp_path / "dark.png")).max() == 255
     with Image.open(tmp_path / "photo.png") as photo:
         assert scans.picture(tmp_path / "photo.png") == upright(photo)
     with pytest.raises(DataError, match="is no image"):

@@ -127,7 +127,7 @@ def _by_id(path: Path, name: str, entries: list[Entry]) -> dict[Any, Entry]:
     for entry in entries:
         number = entry["id"]
         if not isinstance(number, int | str):
-            raise DataError(f"{path}: an id in `{name}` is {number!r}, no number or text")
+            raise DataError(f"{path}: an id in `{name}` is {number!r}, no whole number or text")
         if number in found:
             raise DataError(f"{path}: id {number!r} comes twice in `{name}`")
         found[number] = entry
@@ -162,8 +162,10 @@ def _box(value: object, where: str) -> list[float]:
 
 
 def _size(entry: Entry) -> tuple[int, int] | None:
-    width, height = entry.get("width"), entry.get("height")
-    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    """As the entry says; tools that do not know the size leave it out or write 0."""
+    width, height = entry.get("width", 0), entry.get("height", 0)
+    known = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
+    return (int(width), int(height)) if known else None
 
 
 def _check_files(root: Path, images: list[_Image]) -> None:

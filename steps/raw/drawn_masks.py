@@ -15,8 +15,8 @@ from steps.raw import RawData, RawSample, masks
 IMAGES, SIDE, SEED = 120, 96, 20_260_501
 NAMES = ["ground", "disc", "square", "triangle"]
 # Shapes on one image, and their radius in pixels.
-FEWEST, MOST = 1, 4
-SMALL, LARGE = 10, 24
+FEWEST, MOST = 1, 3
+SMALL, LARGE = 14, 28
 
 
 def shapes_masks() -> RawData:
@@ -56,7 +56,7 @@ def _texture(rng: np.random.Generator) -> NDArray[np.float64]:
     noise = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8))
     blurred = np.asarray(noise.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 3)))), dtype=np.float64)
     spread = (blurred - blurred.mean()) / blurred.std()
-    return np.asarray(rng.uniform(40, 215, 3) + spread[..., None] * rng.uniform(5, 30))
+    return np.asarray(rng.uniform(40, 215, 3) + spread[..., None] * rng.uniform(5, 20))
 
 
 def _shape(rng: np.random.Generator, kind: int) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,10 +54,10 @@ def read(data: VocData) -> RawData:
     """
     root = present(Path(data.path))
     images, annotations = (present(inside(root, name, "data.path")) for name in (IMAGES, ANNOTATIONS))
-    files = {file.stem: file for file in files_in(annotations, root) if file.suffix.lower() == ".xml"}
+    files = _by_name(file for file in files_in(annotations, root) if file.suffix.lower() == ".xml")
     if not files:
         raise DataError(f"{annotations} holds no XML file")
-    pictures = _pictures(images, root)
+    pictures = _by_name(file for file in files_in(images, root) if is_image(file))
     splits = _splits(root, files)
     wanted = files if splits is None else {name: files[name] for name in sorted(splits)}
     missing = [file.name for name, file in wanted.items() if name not in pictures]
@@ -77,13 +77,12 @@ def read(data: VocData) -> RawData:
     return RawData(_samples(root, found), notes)
 
 
-def _pictures(folder: Path, root: Path) -> dict[str, Path]:
+def _by_name(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for file in files_in(folder, root):
-        if is_image(file):
-            before = found.setdefault(file.stem, file)
-            if before != file:
-                raise DataError(f"{file} and {before} share one XML file; rename one")
+    for file in files:
+        before = found.setdefault(file.stem, file)
+        if before != file:
+            raise DataError(f"{file} and {before} have one name, which is to tell what belongs together")
     return found
 
 

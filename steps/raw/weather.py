@@ -14,12 +14,23 @@ PLACES = [
 ]  # fmt: skip
 DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 SKIES = {
-    "rain": ["showers are expected to last all day", "heavy rain moves in from the west", "it will pour for hours"],
+    "rain": [
+        "showers are expected to last all day",
+        "heavy rain moves in from the west",
+        "it will pour for hours",
+    ],
     "sun": ["not a cloud is in sight", "the sky stays bright and clear", "there will be plenty of sunshine"],
-    "snow": ["white flakes fall from noon on", "up to ten inches of snow may settle", "a blizzard is on its way"],
+    "snow": [
+        "white flakes fall from noon on",
+        "up to ten inches of snow may settle",
+        "a blizzard is on its way",
+    ],
     "fog": ["drivers will hardly see the road", "thick mist hangs over the fields", "the haze will not lift"],
 }
-WINDS = {"calm": ["hardly a leaf moves", "the air is still"], "storm": ["gusts tear at the roofs", "gales blow"]}
+WINDS = {
+    "calm": ["hardly a leaf moves", "the air is still"],
+    "storm": ["gusts tear at the roofs", "gales blow"],
+}
 FILLERS = [
     "the office thanks all its readers", "last week was much the same", "more is to come in the evening",
     "farmers have asked for a longer outlook", "the record of 1954 still stands",

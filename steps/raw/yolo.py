@@ -132,7 +132,7 @@ def _pairs(root: Path, split: str | None, images: Path, labels: Path) -> list[_P
     orphans = [
         file.relative_to(root).as_posix()
         for file in there
-        if file.suffix == ".txt" and file not in pairs and file.name.lower() not in OTHERS
+        if file.suffix.lower() == ".txt" and file not in pairs and file.name.lower() not in OTHERS
     ]
     if orphans:
         raise DataError(f"{labels} holds boxes of images that are not there: {few(orphans)}")

@@ -41,7 +41,9 @@ class Mistake:
         predicted: what the best arm says.
         confidence: probability of `predicted`, 0 to 1.
         thumbnail: a small PNG, JPEG or WebP; None for texts.
-        tokens: word pieces with their weight: above 0 where they speak for `predicted`; empty for images.
+        tokens: word pieces with their weight: above 0 where they speak for `predicted`; empty for images and
+            for pairs of texts.
+        text: its text, or the name of its file.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Mistake:
     confidence: float
     thumbnail: bytes | None = None
     tokens: list[tuple[str, float]] = field(default_factory=list)
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
@@ -167,12 +167,12 @@ def check_download(path: Path, pinned: str | None, repository: Repository, name:
         WeightsError: the bytes are others.
     """
     found = sha256_file(path)
-    blob = path.resolve()
-    # The cache names a large file by the hash that the hub told.
+    # The cache names a large file by the hash that the hub told, and links to it.
+    blob = path.parent / path.readlink() if path.is_symlink() else path
     told = blob.name if re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
     if told is not None and told != found:
+        path.unlink()
         blob.unlink()
-        path.unlink(missing_ok=True)
         raise WeightsError(
             f"{repository} {name} came with other bytes than the hub announced (sha256 {found[:12]}, "
             f"announced {told[:12]}); it was removed from the cache: run again"
@@ -208,8 +208,14 @@ def newest(name: str) -> Listing:
     return Listing(Repository(name, str(info.sha)), files, stated)
 
 
-def check_room(size: int, folder: Path, where: str) -> None:
-    """Hold that a file of this size, in bytes, fits on the disk of a folder that may not be there yet.
+def check_room(size: int, folder: Path, where: str, setting: str = "HF_HOME") -> None:
+    """Hold that a download fits on the disk of the cache.
+
+    Args:
+        size: in bytes.
+        folder: the cache's, which may not be there yet.
+        where: what is downloaded, for messages.
+        setting: the variable that moves the cache.
 
     Raises:
         DiskFullError: it does not.
@@ -219,7 +225,7 @@ def check_room(size: int, folder: Path, where: str) -> None:
     if free < size + HEADROOM:
         raise DiskFullError(
             f"{where} needs {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free where the cache lies; "
-            "free some space, or set HF_HOME to a folder on a larger disk"
+            f"free some space, or set {setting} to a folder on a larger disk"
         )
 
 
@@ -267,17 +273,21 @@ def _retry_after(error: BaseException) -> float:
 
 def ask_size(repository: Repository, name: str) -> int | None:
     """The size of a file in bytes, as the hub tells it; None when the repository has no such file."""
-    return ask(lambda: _size(repository, name), f"{repository} {name}", repository)
+    return ask(lambda: _size(repository, name), f"{repository} {name}", repository, busy=True)
 
 
 def _size(repository: Repository, name: str) -> int | None:
+    url = huggingface_hub.hf_hub_url(repository.name, name, revision=repository.revision)
     try:
-        told = huggingface_hub.hf_hub_download(
-            repository.name, name, revision=repository.revision, etag_timeout=TIMEOUT, dry_run=True
-        )
+        # Asked without the library's own retries, which may take minutes.
+        return huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT).size or 0
     except RemoteEntryNotFoundError:
+        # Asked in this way the library writes down that there is none, for when there is no network.
+        with suppress(RemoteEntryNotFoundError):
+            huggingface_hub.hf_hub_download(
+                repository.name, name, revision=repository.revision, etag_timeout=TIMEOUT, dry_run=True
+            )
         return None
-    return told.file_size or 0
 
 
 # ------------------------------------------------------------------------------------------------- messages
@@ -294,14 +304,11 @@ def _tell(error: BaseException, what: str, repository: Repository) -> NoReturn:
             f"the disk is full while downloading {what}; free some space and run again: nothing half-written "
             "was kept"
         ) from None
-    reason = _reason(inner, repository)
-    if reason is None:
-        raise error
-    raise WeightsError(f"{what}: {reason}") from None
+    raise WeightsError(f"{what}: {_reason(inner, repository)}") from error
 
 
-def _reason(error: BaseException, repository: Repository) -> str | None:
-    """What went wrong and what to do; None for what we do not know."""
+def _reason(error: BaseException, repository: Repository) -> str:
+    """What went wrong and what to do."""
     if isinstance(error, HfHubHTTPError):
         return _reason_of_status(error, repository)
     if isinstance(error, OfflineModeIsEnabled):
@@ -321,7 +328,9 @@ def _reason(error: BaseException, repository: Repository) -> str | None:
         return "is not in the cache, and the hub cannot be asked; look at the network"
     if "Consistency check" in str(error):
         return "the download stays incomplete; try again later"
-    return None
+    if isinstance(error, PermissionError):
+        return f"the cache {constants.HF_HUB_CACHE} cannot be written; set HF_HOME to a folder of yours"
+    return f"the hub's library fails ({type(error).__name__}); run again, HF_DEBUG=1 tells more"
 
 
 def _reason_of_status(error: HfHubHTTPError, repository: Repository) -> str:
@@ -381,11 +390,10 @@ def _bar_of(label: str) -> type[Any]:
     class Bar:
         def __init__(self, *_: object, total: float | None = None, initial: float = 0, **__: object) -> None:
             self.total, self.n = total, initial
-            self.shown = entry.Progress(label, int(total)) if total else None
+            # Not every download enters the bar's block.
+            self.shown = entry.Progress(label, int(total)).__enter__() if total else None
 
         def __enter__(self) -> Self:
-            if self.shown is not None:
-                self.shown.__enter__()
             return self
 
         def __exit__(self, *_: object) -> None:

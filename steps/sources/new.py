@@ -107,8 +107,8 @@ def _tokenizer(reference: NewWeights, scratch: Path) -> tuple[list[Path], dict[s
         WeightsError: that entry has none.
     """
     assert reference.tokenizer is not None
-    path = artifacts.pretrained_settings_file(reference.tokenizer)
-    other = params.read_settings(PretrainedSettings, path).reference
+    assert reference.borrowed is not None, "resolve fills it in"
+    other = params.parse(PretrainedSettings, reference.borrowed, reference.tokenizer).reference
     if isinstance(other, NewWeights):
         raise WeightsError(
             f"the tokenizer of {reference.tokenizer!r} is another entry's: name that one, {other.tokenizer!r}"

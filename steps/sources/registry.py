@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from steps import network
 from steps.artifacts import read_json, sha256_file
 from steps.errors import WeightsError
+from steps.families import language
+from steps.network import LM_HEAD
 from steps.references import RegistryWeights
 from steps.sources import Found, Pin
 from steps.sources.weights import TOKENIZER_FILES, check_pin, load_weights
@@ -18,7 +21,8 @@ from steps.tracking.registry import Version
 
 # Where a version keeps what `steps/register.py` laid out.
 INSIDE = "data/model"
-BACKBONE = "backbone.model."
+# Names in a trained network: of its backbone's tensors, and of the output layer of a model that writes.
+BACKBONE, OUTPUT_LAYER = "backbone.model.", "head.linear.weight"
 
 
 def read(reference: RegistryWeights, scratch: Path) -> Found:
@@ -49,8 +53,11 @@ def read(reference: RegistryWeights, scratch: Path) -> Found:
             "correct it"
         )
     journal = read_json(folder / "trained/run.json", "python -m steps.train")
-    tensors, sha256 = _backbone(folder, journal, where)
+    path, sha256 = _weights(folder, journal, where)
     check_pin(sha256, reference.sha256, where)
+    tensors = load_weights(path)
+    if journal["weights"] != "head":
+        description, tensors = of_trained(description, tensors)
     files = [folder / "pretrained" / name for name in TOKENIZER_FILES]
     provenance = _lineage(reference, version, journal, folder) | {"sha256": sha256}
     return Found(tensors, description, [path for path in files if path.is_file()], provenance)
@@ -84,14 +91,40 @@ def _check_alias(reference: RegistryWeights, now: Version) -> None:
         )
 
 
-def _backbone(folder: Path, journal: dict[str, Any], where: str) -> tuple[dict[str, Tensor], str]:
-    """The backbone's tensors by their own names, and the SHA-256 of the file that they are from.
+def of_trained(
+    description: dict[str, Any], trained: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The backbone of a network that was trained as a whole.
+
+    Args:
+        description: of the backbone that it started from.
+        trained: tensors of backbone and head.
+
+    Returns:
+        The description of what is left, and its tensors. Of an encoder with a decoder, a task that writes
+        nothing trains the encoder alone; one that writes has the output layer as its head.
+    """
+    tensors = {
+        name.removeprefix(BACKBONE): tensor for name, tensor in trained.items() if name.startswith(BACKBONE)
+    }
+    if description["library"] != "transformers":
+        return description, tensors
+    config = {"model_type": description["name"], **description["config"]}
+    if language.has_decoder(config) and not any(name.startswith("decoder.") for name in tensors):
+        alone = description["config"] | {"architectures": ["EncoderModel"]}
+        return description | {"config": alone}, tensors
+    if OUTPUT_LAYER in trained and LM_HEAD in network.stored(description).state_dict():
+        tensors[LM_HEAD] = trained[OUTPUT_LAYER]
+    return description, tensors
+
+
+def _weights(folder: Path, journal: dict[str, Any], where: str) -> tuple[Path, str]:
+    """The file that the backbone's tensors are in, and its SHA-256.
 
     Raises:
-        WeightsError: the file is not the one that the journal tells of.
+        WeightsError: it is not the one that the journal tells of.
     """
-    only_head = journal["weights"] == "head"
-    path = folder / ("pretrained" if only_head else "trained") / "model.safetensors"
+    path = folder / ("pretrained" if journal["weights"] == "head" else "trained") / "model.safetensors"
     if not path.is_file():
         raise WeightsError(f"{where} has no {path.parent.name}/{path.name}: it was not registered whole")
     sha256, told = sha256_file(path), _told_sha256(journal)
@@ -100,12 +133,7 @@ def _backbone(folder: Path, journal: dict[str, Any], where: str) -> tuple[dict[s
             f"{where} has weights with sha256 {sha256[:12]}, its journal tells of {told[:12]}: they were "
             "altered"
         )
-    tensors = load_weights(path)
-    if only_head:
-        return tensors, sha256
-    return {
-        name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)
-    }, sha256
+    return path, sha256
 
 
 def _told_sha256(journal: dict[str, Any]) -> str:

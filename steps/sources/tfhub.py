@@ -85,7 +85,7 @@ def download(handle: str, version: int | None) -> Path:
     for name, _ in files:
         _check_inside(name, what)
     total = sum(bytes_ for _, bytes_ in files)
-    check_room(total, Path(get_cache_folder()), what)
+    check_room(total, Path(get_cache_folder()), what, "KAGGLEHUB_CACHE")
     with _shown(what, total):
         return Path(_ask(partial(kagglehub.model_download, what), what))
 
@@ -157,13 +157,10 @@ def _tell(what: str, error: Exception) -> NoReturn:
         raise error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFullError(f"the disk is full while downloading {what}; free some space and run again")
-    reason = _reason(error)
-    if reason is None:
-        raise error
-    raise WeightsError(f"{what}: {reason}") from None
+    raise WeightsError(f"{what}: {_reason(error)}") from error
 
 
-def _reason(error: Exception) -> str | None:
+def _reason(error: Exception) -> str:
     status, login = _status(error), "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY"
     if status in (401, 403):
         if _has_credentials():
@@ -190,7 +187,7 @@ def _reason(error: Exception) -> str | None:
         return "came with other bytes than the hub announced, more than once; try again later"
     if isinstance(error, tarfile.TarError | zipfile.BadZipFile) or "archive" in str(error):
         return f"the archive cannot be unpacked safely ({type(error).__name__}); take another version"
-    return None
+    return f"the hub's library fails ({type(error).__name__}); run again"
 
 
 def _has_credentials() -> bool:

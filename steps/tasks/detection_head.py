@@ -24,8 +24,9 @@ from torchvision.ops import (  # type: ignore[import-untyped]
 
 from steps.tasks.of_targets import Unmixed
 
-# Maps of smaller strides are too many points to look at, for what they add.
-FINEST = 8
+# The finest stride that is looked at: smaller ones are too many points, for what they add. In images below so
+# many pixels a side it is half of it, or small objects would fall between the points.
+FINEST, SMALL_SIDE = 8, 96
 # A quarter of the paper's: the data are small.
 CHANNELS, CONVOLUTIONS = 64, 2
 # Of the paper, and of torchvision: a point of a map is for boxes whose centre is so many of its pixels away,
@@ -41,11 +42,13 @@ class FcosHead(nn.Module):
     Args:
         shapes: channels and stride of every map, the largest first.
         classes: how many there are.
+        side: of the images, in pixels.
     """
 
-    def __init__(self, shapes: list[tuple[int, int]], classes: int) -> None:
+    def __init__(self, shapes: list[tuple[int, int]], classes: int, side: int) -> None:
         super().__init__()
-        self.used = [place for place, (_, stride) in enumerate(shapes) if stride >= FINEST]
+        finest = FINEST if side >= SMALL_SIDE else FINEST // 2
+        self.used = [place for place, (_, stride) in enumerate(shapes) if stride >= finest]
         self.strides = [shapes[place][1] for place in self.used]
         self.pyramid = FeaturePyramidNetwork([shapes[place][0] for place in self.used], CHANNELS)
         self.fcos = FCOSHead(CHANNELS, num_anchors=1, num_classes=classes, num_convs=CONVOLUTIONS)
@@ -180,8 +183,8 @@ def found(
     """
     sure = outputs["cls_logits"][row].sigmoid() * outputs["bbox_ctrness"][row].sigmoid()
     scores = sure.sqrt().flatten()
-    best = scores.sort(descending=True, stable=True).indices[:CANDIDATES]
-    best = best[scores[best] > threshold]
+    best = (scores > threshold).nonzero().flatten()
+    best = best[scores[best].sort(descending=True, stable=True).indices[:CANDIDATES]]
     point, label = best // sure.shape[-1], best % sure.shape[-1]
     boxes = decoded(outputs["points"][row][point], outputs["bbox_regression"][row][point])
     edge = torch.tensor([*size, *size], dtype=boxes.dtype, device=boxes.device)

@@ -42,13 +42,15 @@ class ObjectDetection(OfTargets, OfImages):
     def facts(self, manifest: pd.DataFrame, folder: Path, settings: Validation) -> pd.DataFrame:
         """As of all images; and why boxes cannot be used, each None where they can.
 
-        Its columns are `size_error`, `empty_box` and `outside_box`.
+        Its columns are `size_error`, `empty_box`, `outside_box` and `unknown_label`.
         """
         facts = super().facts(manifest, folder, settings)
         pairs = zip(manifest["target"], manifest["path"], strict=True)
         rows = [_box_facts(target, _size_of(folder / path)) for target, path in pairs]
         names = ["size_error", "empty_box", "outside_box"]
-        return facts.join(pd.DataFrame(rows, index=manifest.index, columns=names, dtype=object))
+        facts = facts.join(pd.DataFrame(rows, index=manifest.index, columns=names, dtype=object))
+        facts["unknown_label"] = [_unknown_label(target, settings.labels) for target in manifest["target"]]
+        return facts
 
     def expectations(self, settings: Validation) -> list[Expectation]:
         """Files decode, sizes agree, and boxes are boxes inside of their image."""
@@ -67,6 +69,10 @@ class ObjectDetection(OfTargets, OfImages):
             Expectation(
                 "boxes_inside", null, {"column": "outside_box"}, "{outside_box}",
                 text=f"no box sticks out of its image by more than {SLACK:g} pixel",
+            ),
+            Expectation(
+                "labels_known", null, {"column": "unknown_label"}, "label {unknown_label!r} is not allowed",
+                text="every box has one of the labels allowed",
             ),
         ]  # fmt: skip
 
@@ -122,7 +128,7 @@ class ObjectDetection(OfTargets, OfImages):
         """
         from steps.tasks.detection_head import FcosHead
 
-        return FcosHead(backbone.map_shapes(), len(classes))
+        return FcosHead(backbone.map_shapes(), len(classes), model.image_size)
 
     def objective(self, arm: Arm, targets: Any, classes: list[str]) -> Criterion:  # noqa: ANN401 - see Task
         """The loss of FCOS."""
@@ -205,6 +211,13 @@ def _size_of(image: Path) -> tuple[int, int] | None:
         Exception
     ):  # a decoder meets a broken file with whatever exception comes first; `files_decode` tells
         return None
+
+
+def _unknown_label(target: str | None, allowed: Sequence[str] | None) -> str | None:
+    """The first label that is not allowed."""
+    if allowed is None or not isinstance(target, str):
+        return None
+    return next((one for one in metrics.read_target(target)["labels"] if one not in allowed), None)
 
 
 def _box_facts(target: str | None, size: tuple[int, int] | None) -> tuple[str | None, str | None, str | None]:

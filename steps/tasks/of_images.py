@@ -43,8 +43,6 @@ FACTS = (
     "width", "height", "decode_error", "content", "perceptual",
     "bits", "bands", "lowest", "highest", "personal",
 )  # fmt: skip
-# Known by this name to other kinds of samples.
-_open = opened
 # Nothing is said of scans.
 PLAIN = Rule()
 # Hashes compared at a time: 512 x 100,000 distances are 50 MB.
@@ -263,7 +261,7 @@ def _fact(path: Path, max_pixels: int) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             return (
                 _fact_of_scan(path, max_pixels, fact)
-                if scans.is_scan(path)
+                if scans.is_deep(path)
                 else _plain_fact(path, max_pixels, fact)
             )
     except Exception as error:  # a decoder meets a hostile file with whatever exception comes first
@@ -274,7 +272,7 @@ def _fact(path: Path, max_pixels: int) -> dict[str, Any]:
 def _plain_fact(path: Path, max_pixels: int, fact: dict[str, Any]) -> dict[str, Any]:
     with opened(path, any_size=True) as image:
         fact["width"], fact["height"] = image.size
-        fact["bits"], fact["bands"] = 16 if image.mode.startswith("I;16") else 8, len(image.getbands())
+        fact["bits"], fact["bands"] = 8, len(image.getbands())
         if image.width * image.height <= max_pixels:
             pixels = upright(image)
             digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes())

@@ -86,7 +86,9 @@ class OfLabels(OfTargets):
     def scores(self, truths: list[Any], said: Said, classes: list[str]) -> dict[str, NDArray[np.float64]]:
         """Shares in the mean average precision over labels and in micro-F1."""
         truth = of_each(truths, classes)
-        found = np.array([[one["probabilities"][name] for name in classes] for one in said]).reshape(truth.shape)
+        found = np.array([[one["probabilities"][name] for name in classes] for one in said]).reshape(
+            truth.shape
+        )
         return {
             "mean_average_precision": average_precision_shares(truth, found),
             "micro_f1": micro_f1_shares(truth, found >= THRESHOLD),
@@ -160,7 +162,9 @@ def _average_precision(
     above = said[None, :] >= said[positive, None]
     hits, all_ = (above & truth[None, :]).sum(axis=1), above.sum(axis=1)
     left = all_[:, None] - above
-    fewer = np.divide(hits[:, None] - (above & truth[None, :]), left, out=np.zeros(left.shape), where=left > 0)
+    fewer = np.divide(
+        hits[:, None] - (above & truth[None, :]), left, out=np.zeros(left.shape), where=left > 0
+    )
     # A positive item has no precision of its own where it is left out itself.
     fewer[np.arange(len(positive)), positive] = 0.0
     remaining = len(positive) - truth.astype(np.float64)

@@ -118,7 +118,9 @@ class Summarisation(OfTargets, OfTexts):
                     do_sample=False,
                     eos_token_id=_end(tokenizer),
                 )
-            for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            for index, text in zip(
+                indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True
+            ):
                 found[index] = " ".join(text.split())
         return [{"summary": text} for text in found]
 
@@ -168,7 +170,9 @@ class Written:
         tokenizer = tokenizer_of(pretrained)
         self.padding = padding_of(tokenizer)
         self.start, end = self.padding, _end(tokenizer)
-        ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_tokens - 1)["input_ids"]
+        ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_tokens - 1)[
+            "input_ids"
+        ]
         self.ids = [[*one, end] for one in ids]
 
     def __len__(self) -> int:
@@ -216,7 +220,9 @@ def _end(tokenizer: Any) -> int:  # noqa: ANN401 - a tokenizer of transformers
     """The token that ends a text; BERT's separates sentences and does as well."""
     found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if found is None:
-        raise UserError("the tokenizer has no token for the end of a text: take one with `eos_token` or `sep_token`")
+        raise UserError(
+            "the tokenizer has no token for the end of a text: take one with `eos_token` or `sep_token`"
+        )
     return int(found)
 
 

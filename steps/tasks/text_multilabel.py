@@ -31,4 +31,6 @@ class TextMultilabel(OfLabels, OfTexts):
     def case(self, row: Any, said: dict[str, Any], folder: Path) -> Case:  # noqa: ANN401 - a row of a data frame
         """The labels, and the beginning of the text."""
         excerpt = " ".join(str(row.text)[: 4 * EXCERPT].split())[:EXCERPT]
-        return Case(", ".join(target_of(row)) or "none", ", ".join(said["labels"]) or "none", marks=((excerpt, ""),))
+        return Case(
+            ", ".join(target_of(row)) or "none", ", ".join(said["labels"]) or "none", marks=((excerpt, ""),)
+        )

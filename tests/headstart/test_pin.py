@@ -170,6 +170,16 @@ def test_a_file_that_cannot_be_changed_so_is_left_alone(server: Hub, monkeypatch
     assert text() == PARAMS
 
 
+def test_an_alias_keeps_its_name_beside_the_version_it_has_today(server: Hub) -> None:
+    line = "registry:headstart-digits@champion # the best"
+    Path("params.yaml").write_text(PARAMS.replace("hf:toy/idle", line))
+    write(Path("params.yaml"), {"idle": {"version": 3, "sha256": "a" * 64}})
+    assert text().endswith(
+        "  idle: # the best\n    source: registry\n    model: headstart-digits\n    alias: champion\n"
+        f"    version: 3\n    sha256: {'a' * 64}\n# The end.\n"
+    )
+
+
 def test_the_command_tells_pins_and_gives_2_for_what_is_loose(server: Hub, tmp_path: Path) -> None:
     home = tmp_path / "other-home"
     loose = headstart(server, home, "topics", "--check")

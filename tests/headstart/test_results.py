@@ -97,3 +97,10 @@ def test_two_results_are_two_tables() -> None:
     text = shown(summary(), replace(summary(), experiment="news"))
     assert text.index("digits  100") < text.index("news  100")
     assert text.count("full beats scratch.") == 2
+
+
+def test_what_is_saved_is_called_as_the_task_counts() -> None:
+    told = replace(summary(), counted="labelled samples")
+    names = [column.name for column in results.columns_of(told)]
+    assert "labelled samples\nsaved" in names
+    assert "labels\nsaved" not in names

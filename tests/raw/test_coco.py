@@ -112,6 +112,13 @@ def test_one_file_and_one_folder_for_each_split() -> None:
     )
 
 
+def test_a_size_of_zero_is_that_of_the_image() -> None:
+    written(images=[{"id": 7, "file_name": "b.png", "width": 0, "height": 0}], annotations=[])
+    samples, raw = found()
+    assert [one.target["size"] for one in samples] == [[40, 40]]
+    assert raw.notes == ["left aside: 2 images that no annotation file names; add them to one"]
+
+
 def test_images_that_are_named_nowhere_are_told() -> None:
     save(written() / "images/loose.png", 9)
     assert "left aside: 1 images that no annotation file names; add them to one" in found()[1].notes

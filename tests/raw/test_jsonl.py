@@ -92,7 +92,7 @@ def test_keys_ids_and_splits_that_cannot_be_used() -> None:
     assert "t.jsonl:1: 'id' holds a list" in refused({**ROW, "id": []}, id="id")
     assert "must hold train, validation or test, holds 'mine'" in refused({**ROW, "s": "Mine"}, split="s")
     Path("t.jsonl").write_text('{"text": ')
-    with pytest.raises(DataError, match="t.jsonl:1 is no valid JSON"):
+    with pytest.raises(DataError, match=r"t\.jsonl:1 is no valid JSON"):
         read(JsonlData(source="jsonl", path="t.jsonl"))
     Path("t.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no rows"):

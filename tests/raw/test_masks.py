@@ -61,7 +61,8 @@ def put(name: str, drawn: Image.Image, seed: int = 0, below: str = "raw") -> Non
 def numbers(sample: RawSample) -> list[list[int]]:
     target = sample.target
     assert target["mask"] is not None, target
-    return mask_of(target["mask"]).tolist()
+    found: list[list[int]] = mask_of(target["mask"]).tolist()
+    return found
 
 
 ROWS = [[0, 1, 7], [1, 7, 255]]

@@ -188,7 +188,11 @@ def test_files_that_are_missing() -> None:
     Path("raw/JPEGImages/a.jpg").unlink()
     assert "raw/JPEGImages lacks images of Annotations: a.xml" in refused()
     save(Path("raw/JPEGImages/a.jpg"), 1), save(Path("raw/JPEGImages/a.png"), 1)
-    assert "share one XML file" in refused()
+    assert "a.png and raw/JPEGImages/a.jpg have one name" in refused()
+    Path("raw/JPEGImages/a.png").unlink()
+    Path("raw/Annotations/deep").mkdir()
+    Path("raw/Annotations/b.xml").rename("raw/Annotations/deep/a.xml")
+    assert "deep/a.xml and raw/Annotations/a.xml have one name" in refused()
 
 
 def test_splits_that_cannot_be_used() -> None:

@@ -158,7 +158,9 @@ def test_files_that_have_no_place() -> None:
     assert len(found()) == 3
     (root / "labels/z.txt").write_text("0 0.5 0.5 0.5 0.5")
     assert "raw/labels holds boxes of images that are not there: labels/z.txt" in refused()
-    (root / "labels/z.txt").unlink()
+    (root / "labels/z.txt").rename(root / "labels/a.TXT")
+    assert "images that are not there: labels/a.TXT" in refused()
+    (root / "labels/a.TXT").unlink()
     save(root / "images/a.jpg", 5)
     assert "share one label file" in refused()
     (root / "images/a.jpg").unlink()

@@ -282,9 +282,10 @@ def comparison(
             "convergence_speedup": 2.4 if judged else None,
             "labels_saved": 143.0 if made.efficiency and judged else None,
             "text": (
-                f"On {made.experiment} with 100 {wording.training(made.kind)} `{best['arm']}` beats `scratch` "
-                f"by {amount(made.metric, 0.054)} (95 % interval 2.1 to 8.7; {made.seeds} seeds, {made.items:,} "
-                f"test items) and reaches its best validation {METRICS[made.metric].shown} 2.4 times sooner."
+                f"On {made.experiment} with 100 {wording.training(made.kind)} `{best['arm']}` beats "
+                f"`scratch` by {amount(made.metric, 0.054)} (95 % interval 2.1 to 8.7; {made.seeds} seeds, "
+                f"{made.items:,} test items) and reaches its best validation "
+                f"{METRICS[made.metric].shown} 2.4 times sooner."
             )
             if judged
             else f"On {made.experiment} with 100 {wording.training(made.kind)} there is nothing to compare.",

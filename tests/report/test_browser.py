@@ -59,7 +59,10 @@ def listing(folder: Path) -> str:
     return index.write(folder / "reports", folder / "histories").read_text("utf-8")
 
 
-@pytest.fixture(scope="module", params=["images", "texts", "hostile", "many classes", "boxes", "marks", "pretraining", "index"])
+@pytest.fixture(
+    scope="module",
+    params=["images", "texts", "hostile", "many classes", "boxes", "marks", "pretraining", "index"],
+)
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "index":
         return listing(tmp_path_factory.mktemp("listing"))

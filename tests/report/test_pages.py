@@ -253,7 +253,9 @@ def test_a_task_without_classes_has_cases_and_nothing_of_classes() -> None:
     shots = [attrs for tag, attrs in page.found if tag == "svg" and attrs.get("class") == "shot"]
     assert len(shots) == 36
     assert {str(attrs["aria-label"]).split(":")[0] for attrs in shots} == {"image", "true", "predicted"}
-    charts = [attrs for tag, attrs in page.found if tag == "svg" and "chart" in str(attrs.get("class")).split()]
+    charts = [
+        attrs for tag, attrs in page.found if tag == "svg" and "chart" in str(attrs.get("class")).split()
+    ]
     assert {str(attrs["aria-labelledby"]).split()[0] for attrs in charts} == {
         "learning-h", "efficiency-h", "distribution-h", "map-h",
     }  # fmt: skip
@@ -347,7 +349,9 @@ def test_every_task_has_a_use_and_a_name_on_the_hub() -> None:
         ({"source": "folder", "folder": "mine", "licence": "MIT"}, None),
     ],
 )
-def test_where_weights_are_from_is_told_as_far_as_it_is_known(about: dict[str, Any], told: str | None) -> None:
+def test_where_weights_are_from_is_told_as_far_as_it_is_known(
+    about: dict[str, Any], told: str | None
+) -> None:
     it = example.sheet(Example(arms=3, points=0)).comparison
     sha256 = it["pretrained"]["sha256"]
     card = pages.model_card(it | {"pretrained": {"name": "w", "sha256": sha256, **about}})

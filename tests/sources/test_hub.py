@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_a_file_is_downloaded_once_and_then_had_without_the_server(
 def test_only_what_is_asked_for_is_downloaded(server: Hub, repository: Repository) -> None:
     hub.require_file(repository, "config.json")
     assert not server.asked("safetensors|store")
+
+
+def test_progress_is_told_where_there_is_no_terminal(
+    server: Hub,
+    repository: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("steps.entry.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", len(WEIGHTS) // 2)
+    hub.require_file(repository, "model.safetensors")
+    said = capsys.readouterr()
+    assert (
+        "toy/model model.safetensors: 50% after 0 s\ntoy/model model.safetensors: 100% after 0 s\n"
+        in said.out
+    )
+    assert said.err == ""
 
 
 def test_offline_mode_is_obeyed(server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +179,17 @@ def test_metadata_that_cannot_be_had(server: Hub, repository: Repository, pauses
     assert len(pauses) < 10
 
 
+def test_a_server_that_does_not_answer_is_not_waited_for_long(
+    server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT", 0.1)
+    server.fail("HEAD |/api/", silent=True)
+    assert "the hub does not answer in time" in refusal(repository)
+    with pytest.raises(WeightsError, match="does not answer in time"):
+        hub.newest("toy/model")
+    assert len(server.seen) == 8
+
+
 def test_a_server_that_asks_for_patience_is_given_it(
     server: Hub, repository: Repository, pauses: list[float]
 ) -> None:
@@ -226,6 +255,35 @@ def test_a_disk_that_fills_up_is_told(
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(DiskFullError, match="the disk is full while downloading toy/model"):
         hub.require_file(repository, "model.safetensors")
+
+
+def test_a_file_that_the_cache_keeps_elsewhere_is_judged_by_its_own_name(
+    server: Hub, repository: Repository, tmp_path: Path
+) -> None:
+    path = hub.require_file(repository, "model.safetensors")
+    blob = path.parent / path.readlink()
+    shared = tmp_path / ("f" * 64)  # as in its store for several repositories
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    pin = hashlib.sha256(WEIGHTS).hexdigest()
+    assert hub.check_download(path, pin, repository, "model.safetensors") == pin
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/some/where"), "cannot be written; set HF_HOME"),
+        (RuntimeError(f"unforeseen, with {TOKEN}"), r"the hub's library fails \(RuntimeError\)"),
+    ],
+)
+def test_what_else_goes_wrong_is_one_line_too(
+    server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", broken)
+    assert re.search(message, refusal(repository))
 
 
 def test_something_that_is_no_hub(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

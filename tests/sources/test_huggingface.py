@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from tests.standin import TOKEN, Hub
 
 NAME = "toy/bert-tiny"
 SLUG = "toy"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -240,3 +244,25 @@ def test_no_token_is_left_anywhere(
     assert len(files) > 10
     assert not [path for path in files if secret.encode() in path.read_bytes()]
     assert secret in str([one.headers for one in server.seen])
+
+
+@pytest.mark.slow
+def test_the_environment_alone_leads_another_process_to_hub_and_cache(server: Hub, tmp_path: Path) -> None:
+    commit = server.add(NAME, standin.bert_files())
+    pinned = hashlib.sha256(standin.bert_files()["model.safetensors"]).hexdigest()
+    reference = HfWeights(source="hf", model=NAME, revision=commit, sha256=pinned)
+    artifacts.write_json(artifacts.pretrained_settings_file(SLUG), reference.model_dump(mode="json"))
+    given = {**os.environ, **standin.environment(server, tmp_path / "other"), "PYTHONPATH": str(ROOT)}
+    said = []
+    for offline in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-m", "steps.fetch", SLUG],
+            env=given | {"HF_HUB_OFFLINE": offline},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+        if offline == "0":
+            server.stop()
+    assert said[0] == said[1]
+    assert TOKEN not in "".join(said)

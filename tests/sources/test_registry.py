@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 from steps import artifacts, network
 from steps.artifacts import sha256_file
@@ -93,6 +94,23 @@ def test_a_trained_backbone_is_fetched_with_its_lineage(number: int) -> None:
         assert told["run_id"] == opened.client.get_model_version(MODEL, str(number)).run_id
     described = json.loads((folder / "architecture.json").read_text())
     assert described == json.loads((artifacts.pretrained_dir("toy") / "architecture.json").read_text())
+
+
+@pytest.mark.parametrize("gives", ["pooled", "tokens"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_of_a_model_that_writes_it_is_what_was_trained_of_it(gives: network.Gives, tied: bool) -> None:
+    sizes = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    config = {"model_type": "t5", "tie_word_embeddings": tied, "scale_decoder_outputs": tied} | sizes
+    description = {"library": "transformers", "name": "t5", "config": config}
+    backbone = network.architecture(description, gives=gives)
+    head = network.language_head(backbone) if gives == "tokens" else nn.Linear(backbone.features, 2)
+    trained = dict(network.Network(backbone, head).state_dict())
+    told, tensors = registry.of_trained(description, trained)
+    module = network.stored(told)
+    network.load_exactly(module, tensors, "t5")
+    again = network.architecture(told, gives="pooled")
+    assert set(again.model.state_dict()) <= set(tensors)
+    assert (network.LM_HEAD in tensors) == (gives == "tokens" and not tied)
 
 
 def test_what_an_alias_means_is_filled_in() -> None:

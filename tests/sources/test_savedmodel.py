@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from steps import artifacts
 from steps.errors import WeightsError
+from steps.fetch import fetch
 from steps.references import TfhubWeights
 from steps.sources import Found, savedmodel
+from steps.sources.weights import fingerprint
 
 SIDE = 16
 RANDOM = np.random.default_rng(0)
@@ -30,7 +32,8 @@ for line in sys.stdin:
     request = json.loads(line)
     print("chatter", file=sys.stderr, flush=True)
     if request["do"] == "open":
-        answer = {{"kind": KIND, "signature": "s", "input": "i", "output": "o", "features": 6, "tensorflow": "0"}}
+        answer = {{"kind": KIND, "signature": "s", "input": "i", "output": "o", "features": 6}}
+        answer["tensorflow"] = "0"
         asked = request
     elif "texts" in request:
         rows = np.array([[len(text)] * 6 for text in request["texts"]], np.float32)
@@ -90,10 +93,29 @@ def test_what_it_takes_and_gives_is_described(tmp_path: Path, monkeypatch: pytes
 def test_features_of_images_come_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch)
     pretrained = write(tmp_path / "pretrained", read(folder_of(tmp_path)))
-    found = savedmodel.features(pretrained, iter([IMAGES[:2], IMAGES[2:].astype(np.float64)]))
+    found = savedmodel.features(pretrained, iter([IMAGES[:2], IMAGES[2:]]))
     np.testing.assert_allclose(found, np.tile(IMAGES.mean(axis=(1, 2)), 2), rtol=1e-5)
     assert found.dtype == np.float32
     assert savedmodel.features(pretrained, []).shape == (0, 6)
+
+
+def test_fetched_it_lies_whole_beside_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    folder = folder_of(tmp_path)
+    (folder / "variables").mkdir()
+    (folder / "variables/variables.index").write_text("v")
+    given: dict[str, Any] = {"sha256": fingerprint(folder), "image_size": SIDE, "licence": "ours"}
+    reference = TfhubWeights(source="tfhub", path="3", **given)
+    artifacts.write_json(artifacts.pretrained_settings_file("tf"), reference.model_dump(mode="json"))
+    fetch("tf")
+    pretrained = artifacts.pretrained_dir("tf")
+    assert fingerprint(pretrained / "3") == fingerprint(folder)
+    told = json.loads((pretrained / "provenance.json").read_text())
+    assert (told["source"], told["sha256"], told["tensorflow"]) == ("tfhub", fingerprint(folder), "0")
+    assert savedmodel.features(pretrained, [IMAGES]).shape == (5, 6)
 
 
 def test_features_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +173,7 @@ def test_an_interpreter_that_cannot_run_it_is_told(tmp_path: Path, monkeypatch: 
         read(folder)
 
 
-# ---------------------------------------------------------------------------------------------- with TensorFlow
+# -------------------------------------------------------------------------------------------- with TensorFlow
 
 # Small models of the kinds that the hub has, and some that are of no use; saved below the working directory.
 MAKE = """
@@ -180,7 +202,8 @@ class Two(tf.Module):
 class Reads(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None, SIDE, SIDE, 3), tf.float32)])
     def run(self, images):
-        return {"default": tf.zeros((1, 2)) + tf.cast(tf.strings.length(tf.io.read_file("/etc/hosts")), tf.float32)}
+        length = tf.strings.length(tf.io.read_file("/etc/hosts"))
+        return {"default": tf.zeros((1, 2)) + tf.cast(length, tf.float32)}
 
 class Maps(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
@@ -251,5 +274,5 @@ def test_models_that_are_of_no_use_are_told(saved: Path, name: str, size: int, m
 def test_a_folder_that_is_none_is_told(saved: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     (folder / savedmodel.GRAPH).write_bytes(b"no graph")
-    with pytest.raises(WeightsError, match="^3: "):
+    with pytest.raises(WeightsError, match=r"^3: "):
         read(folder)

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from kagglesdk import kaggle_env
 
+from steps import artifacts
 from steps.errors import DiskFullError, WeightsError
+from steps.fetch import fetch
 from steps.references import TfhubWeights
-from steps.sources import tfhub
+from steps.sources import Found, tfhub
 from steps.sources.weights import fingerprint
 
 HANDLE = "google/toy/tensorFlow2/small"
@@ -271,3 +273,39 @@ def test_the_librarys_own_ways_are_given_back(server: Kaggle) -> None:
     before: list[Any] = [requests.Session.send, clients.tqdm, http_resolver.thread_map]
     tfhub.download(HANDLE, 3)
     assert [requests.Session.send, clients.tqdm, http_resolver.thread_map] == before
+
+
+def saved(folder: Path) -> Found:
+    """Stands in for what TensorFlow makes of the folder."""
+    description = {"library": "savedmodel", "name": "toy", "folder": folder.name, "features": 4}
+    return Found({}, description, [folder], {"tensorflow": "2"})
+
+
+def test_a_savedmodel_is_fetched_as_a_whole_with_its_provenance(
+    server: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("steps.sources.savedmodel.read", lambda reference, folder: saved(folder))
+    pinned = tfhub.newest(TfhubWeights(source="tfhub", handle=HANDLE)).fields
+    reference = TfhubWeights(source="tfhub", handle=HANDLE, **pinned)
+    artifacts.write_json(artifacts.pretrained_settings_file("toy"), reference.model_dump(mode="json"))
+    fetch("toy")
+    folder = artifacts.pretrained_dir("toy")
+    assert content(folder / "3") == FILES
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance | pinned | {"version": "3"} == provenance
+    assert (provenance["source"], provenance["handle"]) == ("tfhub", HANDLE)
+    assert (provenance["tensors"], provenance["parameters"], provenance["tensorflow"]) == (0, 0, "2")
+    assert f"toy: a SavedModel, Apache 2.0, from {HANDLE} 3" in capsys.readouterr().out
+
+
+def test_an_altered_savedmodel_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object) -> Found:
+        raise AssertionError("the folder was opened")
+
+    monkeypatch.setattr("steps.sources.savedmodel.read", opened)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/saved_model.pb").write_bytes(b"graph")
+    reference = TfhubWeights(source="tfhub", path=str(tmp_path / "mine"), sha256="1" * 64)
+    with pytest.raises(WeightsError, match=r"^mine has sha256 \w{64}, params\.yaml pins 1111"):
+        tfhub.read(reference, tmp_path)

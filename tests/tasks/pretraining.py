@@ -26,7 +26,8 @@ ANIMALS = {
 }  # fmt: skip
 BERT: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0,
+    "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 GPT2: dict[str, Any] = {

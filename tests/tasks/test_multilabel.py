@@ -25,7 +25,9 @@ def outputs(draw: st.DrawFn) -> Given:
     items, classes = draw(st.integers(2, 12)), draw(st.integers(1, 4))
     truth = draw(st.lists(st.booleans(), min_size=items * classes, max_size=items * classes))
     said = draw(
-        st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]), min_size=items * classes, max_size=items * classes)
+        st.lists(
+            st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]), min_size=items * classes, max_size=items * classes
+        )
     )
     return np.array(truth).reshape(items, classes), np.array(said).reshape(items, classes)
 
@@ -33,7 +35,9 @@ def outputs(draw: st.DrawFn) -> Given:
 def mean_average_precision(truth: NDArray[np.bool_], said: NDArray[np.float64]) -> float:
     """scikit-learn's, over the labels that an item has."""
     known = [at for at in range(truth.shape[1]) if truth[:, at].any()]
-    return float(np.mean([average_precision_score(truth[:, at], said[:, at]) for at in known])) if known else 0.0
+    return (
+        float(np.mean([average_precision_score(truth[:, at], said[:, at]) for at in known])) if known else 0.0
+    )
 
 
 def micro_f1(truth: NDArray[np.bool_], said: NDArray[np.float64]) -> float:
@@ -82,7 +86,9 @@ def texts(root: Path) -> dict[str, Any]:
 
     twin.write_topics(root / "raw/topics.csv")
     lines = (root / "raw/topics.csv").read_text().splitlines()[1:]
-    pairs = [(first.rsplit(",", 1), second.rsplit(",", 1)) for first, second in zip(lines, lines[7:], strict=False)]
+    pairs = [
+        (first.rsplit(",", 1), second.rsplit(",", 1)) for first, second in zip(lines, lines[7:], strict=False)
+    ]
     rows = [f"{a[0]} {b[0]},{';'.join(sorted({a[1], b[1]}))}" for a, b in pairs]
     (root / "raw/many.csv").write_text("\n".join(["body,topics", *rows]) + "\n")
     return {

@@ -96,6 +96,14 @@ def test_boxes_of_an_image_that_cannot_be_read_are_not_judged(tmp_path: Path) ->
     assert judged[["size_error", "empty_box", "outside_box"]].isna().to_numpy().all()
 
 
+def test_a_label_that_is_not_allowed_is_named(tmp_path: Path) -> None:
+    picture(0, 40).save(tmp_path / "0.png")
+    manifest = pd.DataFrame([row(boxes=[[0, 0, 9, 9]] * 2, labels=["dog", "cat"])])
+    for allowed, told in ((None, None), (("cat", "dog"), None), (("dog",), "cat")):
+        judged = TASK.facts(manifest, tmp_path, Validation(labels=allowed))
+        assert judged["unknown_label"][0] == told
+
+
 def test_every_expectation_is_about_a_column_of_the_facts(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "0.png")
     manifest = pd.DataFrame([row()])
@@ -253,7 +261,7 @@ def drawn_targets(rng: np.random.Generator, images: int, side: int) -> dict[str,
 
 def head_outputs(seed: int, images: int, side: int) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    head = FcosHead([(8, 4), (16, 8), (24, 16), (32, 32)], 3)
+    head = FcosHead([(8, 4), (16, 8), (24, 16), (32, 32)], 3, side)
     maps = [
         torch.rand(images, c, -(-side // s), -(-side // s)) for c, s in [(8, 4), (16, 8), (24, 16), (32, 32)]
     ]
@@ -352,11 +360,12 @@ def test_boxes_end_at_the_image_and_those_beyond_it_go() -> None:
     assert len(found(raw, 0, (96, 40), 0.05, 3).boxes) == 3
 
 
-@pytest.mark.parametrize("side", [64, 100, 128])
-def test_points_lie_in_the_middle_of_their_cells_whatever_the_size(side: int) -> None:
+@pytest.mark.parametrize(("side", "finest"), [(64, 4), (100, 8), (128, 8)])
+def test_points_lie_in_the_middle_of_their_cells_whatever_the_size(side: int, finest: int) -> None:
     raw = head_outputs(0, 2, side)
     points = raw["points"][0]
-    for stride in (8, 16, 32):
+    assert points[:, 2].min() == finest
+    for stride in (finest, 8, 16, 32):
         own = points[points[:, 2] == stride][:, :2]
         across = -(-side // stride)
         assert len(own) == across**2

@@ -54,14 +54,19 @@ def test_a_table_gives_texts_to_be_written(tmp_path: Path) -> None:
 def test_the_loss_is_transformers_own() -> None:
     torch.manual_seed(0)
     reference = T5ForConditionalGeneration(T5Config(**T5)).eval()
-    backbone = network.architecture({"library": "transformers", "name": "t5", "config": T5}, gives="tokens").eval()
+    backbone = network.architecture(
+        {"library": "transformers", "name": "t5", "config": T5}, gives="tokens"
+    ).eval()
     backbone.model.load_state_dict(
         {name: one for name, one in reference.state_dict().items() if name in backbone.model.state_dict()}
     )
     head = TASK.head(backbone, [], Model(pretrained="toy"), Arm(start="random", learning_rate=0.1))
     model = network.Network(backbone, head).eval()
     labels = torch.tensor([[5, 6, 3], [7, 3, IGNORED], [8, 9, 3]])
-    inputs = {"input_ids": torch.randint(4, 60, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.int64)}
+    inputs = {
+        "input_ids": torch.randint(4, 60, (3, 7)),
+        "attention_mask": torch.ones(3, 7, dtype=torch.int64),
+    }
     expected = reference(**inputs, labels=labels).loss
     criterion = TeacherForcing(0, 0)
 
@@ -140,7 +145,9 @@ def test_baselines_are_the_beginnings_of_the_texts() -> None:
     ],
 )  # fmt: skip
 def test_a_backbone_without_decoder_is_refused(name: str, config: dict[str, Any], message: str) -> None:
-    backbone = network.architecture({"library": "transformers", "name": name, "config": config}, gives="tokens")
+    backbone = network.architecture(
+        {"library": "transformers", "name": name, "config": config}, gives="tokens"
+    )
     with pytest.raises(UserError, match=message):
         TASK.head(backbone, [], Model(pretrained="toy"), Arm(start="random"))
 
@@ -159,7 +166,9 @@ def test_a_case_shows_both_texts() -> None:
 
 
 @pytest.mark.flow
-def test_from_a_table_to_a_registered_model_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_a_table_to_a_registered_model_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "raw").mkdir()
     with (tmp_path / "raw/t.csv").open("w", newline="") as stream:
