@@ -43,7 +43,7 @@ HEAD = """# Keys of params.yaml
 Made by `python docs/make_params.py` from the models in `steps/params.py`. Unknown keys are refused, all
 mistakes are told together, and a number must be a number: write `1.0e-3`; YAML reads `1e-3` as text.
 
-An entry under `pretrained:` may be one line as well, see [sources.md](sources.md): `hf:owner/name@<revision>`.
+An entry under `pretrained:` may be one line as well, e.g. `hf:owner/name`: [sources.md](sources.md).
 
 The tasks are: {tasks}; each is told of in [tasks.md](tasks.md).
 

@@ -18,8 +18,9 @@ SHARE = "share_"
 def columns(task: Task, rows: pd.DataFrame, said: Said, classes: list[str]) -> dict[str, Any]:
     """Columns of what was said of these rows.
 
-    Of a classifier `label`, `predicted` and `probabilities`; of any other task `predicted`, the task's dictionary
-    as JSON, and `share_<metric>` for each of its metrics: the share of the item, whose mean is the metric.
+    Of a classifier `label`, `predicted` and `probabilities`; of any other task `predicted`, the task's
+    dictionary as JSON, and `share_<metric>` for each of its metrics: the share of the item, whose mean is the
+    metric.
 
     Args:
         task: the task.

@@ -522,6 +522,10 @@ def _of_the_rest(arm: Choices) -> list[str]:
 
 
 IMAGES_ONLY = ("mixup", "cutmix", "augment")
+# Augmentations that move a task's targets with the images.
+MOVED: dict[str, tuple[Augmentation, ...]] = {
+    "object-detection": ("flip",), "semantic-segmentation": ("flip", "crop"),
+}  # fmt: skip
 # What weighs, smooths, mixes or draws by classes, and what solves for a classifier's head.
 CLASSES_ONLY = (
     "mixup", "cutmix", "label_smoothing", "class_weights", "balanced_sampling", "head_first",
@@ -538,7 +542,7 @@ def misfits(arm: Arm, task: str, epochs: int) -> list[str]:
             for name in IMAGES_ONLY
             if getattr(arm, name)
         ]
-    elif arm.augment and kind.gives != "pooled":
+    elif set(arm.augment) - set(MOVED.get(task, ())) and kind.gives != "pooled":
         mistakes.append(f"`augment` would move the images and not the targets of task {task}: {leave}")
     if not kind.classified:
         mistakes += [

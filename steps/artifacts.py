@@ -226,6 +226,46 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def files_below(folder: Path, *, hidden: bool = True) -> list[Path]:
+    """All files in a folder and its sub-folders, sorted.
+
+    Args:
+        folder: where to look.
+        hidden: those too whose name, or that of a folder they are in, begins with a dot.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        path
+        for path in found
+        if hidden or not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def sha256_files(folder: Path, *, hidden: bool = True) -> dict[str, str]:
+    """SHA-256 of each of `files_below`, by its path from the folder."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path) for path in files_below(folder, hidden=hidden)
+    }
+
+
 def sha256_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
     """SHA-256 of a JSON value written with sorted keys and no blanks."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def saved_model(pretrained: Path) -> Path | None:
+    """The SavedModel among what fetch wrote; None where torch has the weights."""
+    description = read_json(pretrained / "architecture.json", "python -m steps.fetch")
+    return pretrained / description["folder"] if description["library"] == "savedmodel" else None
+
+
+def weights_sha256(pretrained: Path) -> str:
+    """What tells the weights that fetch wrote apart from others, taken from their bytes.
+
+    Of torch the SHA-256 of the file; of a SavedModel that of the names and bytes of its files, which is the
+    `sha256` of the provenance.
+    """
+    folder = saved_model(pretrained)
+    if folder is not None:
+        return sha256_json(sha256_files(folder, hidden=False))
+    return sha256_file(pretrained / "model.safetensors")

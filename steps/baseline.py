@@ -19,6 +19,7 @@ from steps.classical import Baseline, Sides
 from steps.errors import DataError
 from steps.kinds import KINDS
 from steps.params import BaselineSettings
+from steps.scans import Rule
 
 ABOUT = {
     "majority": "the training split's most frequent class, always",
@@ -94,7 +95,8 @@ def of_targets(experiment: str, settings: BaselineSettings, rows: pd.DataFrame) 
     import sklearn.manifold  # noqa: F401
 
     with threadpool_limits(limits=1), artifacts.new_folder(artifacts.baseline_dir(experiment)) as folder:
-        found = task.baselines(used, classes, artifacts.data_dir(experiment))
+        pretrained = artifacts.pretrained_dir(settings.model.pretrained)
+        found = task.baselines(used, classes, artifacts.data_dir(experiment), settings.model, pretrained)
         told = {name: answers.columns(task, test, one.said, classes) for name, one in found.items()}
         write_answers(told, test["id"], KINDS[task.name].metrics, folder / "predictions.parquet")
         about = [{"name": name, "about": one.about, "chosen": {}} for name, one in found.items()]
@@ -140,8 +142,10 @@ def read_sources(experiment: str, settings: BaselineSettings, used: pd.DataFrame
     folder = artifacts.features_dir(experiment)
     found: dict[str, Any] = {
         "features": data.read_features(folder, used["id"]),
-        "random": data.read_features(folder, used["id"], data.RANDOM_FEATURES),
     }
+    # embed writes its folder as a whole: where there are none, there is no such network, as of a SavedModel.
+    if (folder / data.RANDOM_FEATURES).exists():
+        found["random"] = data.read_features(folder, used["id"], data.RANDOM_FEATURES)
     if KINDS[settings.task].content == "text":
         # Of two texts the words of both.
         texts = used["text"].str.cat(used["pair"].fillna(""), sep=" ").str.strip()
@@ -150,7 +154,7 @@ def read_sources(experiment: str, settings: BaselineSettings, used: pd.DataFrame
         }
     files = [artifacts.data_dir(experiment) / str(path) for path in used["path"]]
     try:
-        return found | {"pixels": classical.pixels(files)}
+        return found | {"pixels": classical.pixels(files, Rule.of(settings.model))}
     except OSError as error:
         raise DataError(f"{experiment}: an image cannot be read: {error}; run ingest and validate") from None
 

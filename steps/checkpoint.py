@@ -14,6 +14,7 @@ from steps.errors import HeadstartError
 from steps.kinds import KINDS
 from steps.network import Network
 from steps.params import Arm, Model
+from steps.scans import Rule
 
 WEIGHTS, JOURNAL, HISTORY = "model.safetensors", "run.json", "history.csv"
 
@@ -49,7 +50,8 @@ def load_network(folder: Path, pretrained: Path) -> Network:
     _check_bytes(folder, journal)
     only_head = journal["weights"] == "head"
     gives = KINDS[journal["task"]].gives
-    backbone = network.build_backbone(pretrained, pretrained=only_head, gives=gives)
+    channels = Rule.of(params.parse(Model, journal["settings"]["model"], JOURNAL)).channels
+    backbone = network.build_backbone(pretrained, pretrained=only_head, gives=gives, channels=channels)
     model = Network(backbone, _head(journal, backbone))
     network.load_exactly(model.head if only_head else model, load_file(folder / WEIGHTS), str(folder))
     return model.eval()

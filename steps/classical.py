@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from steps import intervals, metrics, transferability
+from steps import intervals, metrics, scans, transferability
 from steps.images import upright
 from steps.intervals import Interval
+from steps.scans import PLAIN, Rule
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -200,23 +201,31 @@ def _votes(near: Labels, classes: int) -> Floats:
 # --------------------------------------------------------------------------------------------------- features
 
 
-def pixels(files: Sequence[Path]) -> NDArray[np.float32]:
-    """Images made 16 x 16, in 0 to 1; shape (images, 256) where all are grey, else (images, 768).
+def pixels(files: Sequence[Path], rule: Rule = PLAIN) -> NDArray[np.float32]:
+    """Images made 16 x 16, in 0 to 1; shape (images, 256) where all are grey, else (images, 256 x channels).
 
     Args:
         files: images that can be decoded, as validate accepts them.
+        rule: how scans are read, as for the networks; with a mean of each band values are not in 0 to 1.
     """
-    found = np.stack([_small(file) for file in files]).reshape(len(files), -1, 3)
+    found = np.stack([_small(file, rule) for file in files]).reshape(len(files), -1, rule.channels)
     grey = (found == found[:, :, :1]).all()
     flat = found[:, :, 0] if grey else found.reshape(len(files), -1)
-    return np.asarray(flat / np.float32(255), dtype=np.float32)
+    return np.asarray(flat / np.float32(255) if flat.dtype == np.uint8 else flat, dtype=np.float32)
 
 
-def _small(file: Path) -> NDArray[np.uint8]:
-    """Shape (16, 16, 3): turned as the camera says, transparency on white, sides squeezed to a square."""
+def _small(file: Path, rule: Rule) -> scans.Values:
+    """Shape (16, 16, channels): turned as the camera says, on white, sides squeezed to a square."""
+    if scans.is_scan(file, rule):
+        return scans.square(scans.fed(scans.read(file), rule), _squeezed)
     with Image.open(file) as opened:
         opened.draft("RGB", (8 * SIDE, 8 * SIDE))  # JPEG decodes smaller, and faster
-        return np.asarray(upright(opened).resize((SIDE, SIDE), Image.Resampling.BOX))
+        small = np.asarray(_squeezed(upright(opened)))
+    return small if rule.plain else scans.fed(scans.Scan(small, 8), rule)
+
+
+def _squeezed(image: Image.Image) -> Image.Image:
+    return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def tf_idf(train: Sequence[str], *others: Sequence[str]) -> list[Matrix]:

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -28,9 +28,9 @@ MANIFEST = "manifest.parquet"
 SPLITS = ("train", "validation", "test")
 # Of embed's folder.
 FEATURES, RANDOM_FEATURES, FEATURE_INDEX = "features.npy", "random.npy", "index.parquet"
-# The manifest, one row a sample. `source` says where in the raw data the sample was found. `pair` is the second
-# text of tasks that have two; `target`, JSON, is what is to be predicted where that is more than a class. Then
-# `label` is only what splits are stratified by.
+# The manifest, one row a sample. `source` says where in the raw data the sample was found. `pair` is the
+# second text of tasks that have two; `target`, JSON, is what is to be predicted where that is more than a
+# class. Then `label` is only what splits are stratified by.
 COLUMNS = (
     "id", "path", "text", "pair", "label", "target", "sha256", "size", "source", "split", "group",
 )  # fmt: skip
@@ -214,6 +214,15 @@ class Samples(Protocol):
             view: None for the samples as they are; a number for that augmented view of each, which depends on
                 the sample and the number alone. Where there is no augmentation every view is the sample.
         """
+        ...
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """Samples of which a long one is several rows of a batch."""
+
+    def joined(self, indices: Sequence[int], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of values of these samples' rows one value for each sample, the mean."""
         ...
 
 

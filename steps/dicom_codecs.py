@@ -11,13 +11,10 @@ from typing import Any
 from pydicom import uid
 
 # The transfer syntaxes: JPEG without loss (two ways), JPEG-LS (two ways), JPEG of 12 bits.
-DECODER_DEPENDENCIES = {
-    one: ("imagecodecs",)
-    for one in (
-        uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless,
-        uid.JPEGExtended12Bit,
-    )
-}  # fmt: skip
+SYNTAXES = (
+    uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEGExtended12Bit,
+)  # fmt: skip
+DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("imagecodecs",))
 LABEL = "imagecodecs"
 
 
@@ -45,11 +42,10 @@ def decode_frame(source: bytes, runner: Any) -> bytes:  # noqa: ANN401 - pydicom
     """
     import imagecodecs
 
-    # A byte that fills up to an even length is no part of the image.
     if runner.transfer_syntax in (uid.JPEGLSLossless, uid.JPEGLSNearLossless):
         values = imagecodecs.jpegls_decode(source)
     elif runner.transfer_syntax == uid.JPEGExtended12Bit:
-        values = imagecodecs.jpeg8_decode(source, bitspersample=runner.bits_stored)
+        values = imagecodecs.jpeg8_decode(source)
     else:
         values = imagecodecs.ljpeg_decode(source)
     if values.ndim == 3:

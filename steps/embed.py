@@ -14,15 +14,18 @@ def embed(experiment: str) -> None:
 
     Raises:
         DataError: a sample cannot be read, or gives features that are not finite.
+        WeightsError: TensorFlow, which a SavedModel needs, is not there or fails.
     """
     settings = params.read_settings(EmbedSettings, artifacts.settings_file(experiment, "embed"))
     rows = data.read_used(experiment)
     started = perf_counter()
-    target = artifacts.features_dir(experiment)
-    with artifacts.new_folder(target) as folder, entry.Progress(f"embed {experiment}", 2 * len(rows)) as bar:
+    target, turns = artifacts.features_dir(experiment), embedding.turns(settings)
+    total = turns * len(rows)
+    with artifacts.new_folder(target) as folder, entry.Progress(f"embed {experiment}", total) as bar:
         width = embedding.write(experiment, settings, rows, folder, bar.reached)
-    rate = 2 * len(rows) / (perf_counter() - started)
-    entry.say(f"{len(rows)} samples, twice {width} features each, {rate:.0f} samples a second")
+    rate = total / (perf_counter() - started)
+    each = f"{'twice ' if turns == 2 else ''}{width} features each"
+    entry.say(f"{len(rows)} samples, {each}, {rate:.0f} samples a second")
 
 
 def main() -> int:

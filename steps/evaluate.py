@@ -118,11 +118,17 @@ class Scene:
         """The images or texts of a split."""
         return tasks.contents(self.task, self.part(split), artifacts.data_dir(self.experiment))
 
-    def inputs(self, split: str) -> tuple[data.Samples, data.FeatureSamples]:
-        """What a whole network is fed of a split, and what a head on pooled features is."""
-        whole = self.task.samples(self.contents(split), self.settings.model, self.pretrained)
-        frozen = features.read(artifacts.features_dir(self.experiment), self.part(split)["id"])
-        return whole, frozen
+    def on_features(self, run: Run) -> bool:
+        """Whether a model is a head on pooled features."""
+        return self.kind.gives == "pooled" and checkpoint.read_journal(self.folder(run))["weights"] == "head"
+
+    def samples(self, split: str) -> data.Samples:
+        """What a whole network is fed of a split."""
+        return self.task.samples(self.contents(split), self.settings.model, self.pretrained)
+
+    def features(self, split: str) -> data.FeatureSamples:
+        """What a head on pooled features is fed of a split."""
+        return features.read(artifacts.features_dir(self.experiment), self.part(split)["id"])
 
 
 def evaluate(experiment: str) -> None:
@@ -156,8 +162,10 @@ def predictions(scene: Scene, split: str) -> dict[Run, tasks.Said]:
     Raises:
         HeadstartError: probabilities or scores are not finite.
     """
-    whole, frozen = scene.inputs(split)
     truths = scene.task.truths(scene.part(split))
+    frozen = scene.features(split)
+    # Decoded or tokenised once for all networks, and not at all where there are heads alone.
+    whole = None if all(map(scene.on_features, scene.runs)) else scene.samples(split)
     found: dict[Run, tasks.Said] = {}
     for run in scene.runs:
         model, samples = model_and_samples(scene, run, whole, frozen)
@@ -170,13 +178,14 @@ def predictions(scene: Scene, split: str) -> dict[Run, tasks.Said]:
 
 
 def model_and_samples(
-    scene: Scene, run: Run, whole: data.Samples, frozen: data.FeatureSamples
+    scene: Scene, run: Run, whole: data.Samples | None, frozen: data.FeatureSamples
 ) -> tuple[torch.nn.Module, data.Samples]:
     """A trained head with the features computed before, or a network with the samples themselves."""
-    folder, pretrained = scene.folder(run), scene.pretrained
-    if scene.kind.gives == "pooled" and checkpoint.read_journal(folder)["weights"] == "head":
+    folder = scene.folder(run)
+    if scene.on_features(run):
         return checkpoint.load_head(folder, frozen.features.shape[1]), frozen
-    return checkpoint.load_network(folder, pretrained), whole
+    assert whole is not None, run
+    return checkpoint.load_network(folder, scene.pretrained), whole
 
 
 def table(scene: Scene, split: str, found: dict[Run, tasks.Said]) -> pd.DataFrame:
@@ -274,7 +283,9 @@ def mistakes(scene: Scene, run: Run, tested: dict[Run, tasks.Said]) -> pd.DataFr
     wrong = np.flatnonzero(predicted != data.label_indices(rows["label"], scene.classes))
     chosen = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:MISTAKES]
     words: list[list[tuple[str, float]]] = [[] for _ in chosen]
-    if scene.kind.columns == ("text",) and len(chosen):
+    # Of a SavedModel's words nothing is told: it gets no tokens from us that could be left out.
+    told = scene.kind.columns == ("text",) and artifacts.saved_model(scene.pretrained) is None
+    if told and len(chosen):
         texts = [str(text) for text in rows["text"].to_numpy()[chosen]]
         words = words_that_mattered(scene, run, texts, predicted[chosen].tolist())
     return pd.DataFrame(

@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
-from steps import artifacts, data, metrics, slices, tasks
+from steps import artifacts, data, metrics, scans, slices, tasks
 from steps.errors import DataError
-from steps.images import upright
 from steps.report import wording
 from steps.report.sheet import MapPoint, Mistake, Suspect, Told
 from steps.results import Results
@@ -53,14 +52,13 @@ class Samples:
         path = self._path(name)
         if path is None:
             return None
-        with _opened(path) as image:
-            small = upright(image)
-            if max(small.size) < side:  # a scan of eight pixels would be a dot
-                whole = side // max(small.size)
-                small = small.resize((small.width * whole, small.height * whole), Image.Resampling.NEAREST)
-            small.thumbnail((side, side))
-            stream = io.BytesIO()
-            small.save(stream, "WEBP", quality=60, method=4)
+        small = _shown(path)
+        if max(small.size) < side:  # a scan of eight pixels would be a dot
+            whole = side // max(small.size)
+            small = small.resize((small.width * whole, small.height * whole), Image.Resampling.NEAREST)
+        small.thumbnail((side, side))
+        stream = io.BytesIO()
+        small.save(stream, "WEBP", quality=60, method=4)
         return stream.getvalue()
 
     def text(self, name: str) -> str:
@@ -77,8 +75,7 @@ class Samples:
         for name in names:
             path = self._path(name)
             assert path is not None, name
-            with _opened(path) as image:
-                found.append(ImageStat.Stat(image.convert("L")).mean[0])
+            found.append(ImageStat.Stat(_shown(path).convert("L")).mean[0])
         return np.asarray(found, dtype=np.float64)
 
     def _path(self, name: str) -> Path | None:
@@ -91,10 +88,10 @@ def _beginning(text: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _opened(path: Path) -> Image.Image:
+def _shown(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
-    except OSError as error:
+        return scans.picture(path)
+    except (OSError, DataError) as error:
         raise DataError(f"{path} cannot be read: {error}; run `ingest` and `validate` again") from None
 
 

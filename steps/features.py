@@ -28,7 +28,7 @@ from torch import Tensor
 
 from steps import data, entry
 from steps.artifacts import new_folder, read_json, sha256_json, write_json
-from steps.data import FeatureSamples, Samples, by_length, longest_first, to_device
+from steps.data import FeatureSamples, Samples, Windowed, by_length, longest_first, to_device
 from steps.errors import DataError, DiskFullError, HeadstartError, UserError
 from steps.network import Backbone, Inputs
 
@@ -91,6 +91,8 @@ def _run_over(
     done = 0
     for indices in by_length(samples):
         rows = backbone(to_device(samples.batch(indices), device)).float().cpu().numpy()
+        if isinstance(samples, Windowed):  # a long text is several rows of a batch
+            rows = samples.joined(indices, rows)
         _check_finite(np.isfinite(rows).all(axis=1), indices, "features")
         matrix[indices] = rows
         done += len(indices)

@@ -38,7 +38,7 @@ def fetch(slug: str) -> None:
         module = build(found)
         matched, told = match(found, module, slug)
         network.load_exactly(module, matched, slug)
-        told["parameters"] = sum(parameter.numel() for parameter in module.parameters())
+        told |= counted(found, matched, module)
         provenance = write(slug, found, matched, told)
     held = f"{len(matched)} tensors checked, {provenance['parameters']:,} parameters"
     entry.say(
@@ -50,6 +50,14 @@ def fetch(slug: str) -> None:
 def build(found: Found) -> nn.Module:
     """The network that shall carry the tensors, at random; without any where another framework runs it."""
     return nn.Module() if found.description["library"] == "savedmodel" else network.stored(found.description)
+
+
+def counted(found: Found, matched: dict[str, Tensor], module: nn.Module) -> dict[str, int]:
+    """How many tensors there are and how many numbers in them; of a SavedModel as its own framework tells."""
+    if found.description["library"] == "savedmodel":
+        return {name: int(found.provenance.get(name, 0)) for name in ("tensors", "parameters")}
+    numbers = sum(parameter.numel() for parameter in module.parameters())
+    return {"tensors": len(matched), "parameters": numbers}
 
 
 def check_pinned(reference: Pretrained, slug: str) -> None:
@@ -88,7 +96,6 @@ def write(slug: str, found: Found, matched: dict[str, Tensor], told: dict[str, A
         provenance = {
             **found.provenance,
             **told,
-            "tensors": len(matched),
             "converted_sha256": artifacts.sha256_file(folder / "model.safetensors"),
         }
         artifacts.write_json(folder / "provenance.json", provenance)

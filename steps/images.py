@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +57,26 @@ def mask_of(text: str) -> NDArray[np.uint8]:
     Raises:
         ValueError: the text is no such mask.
     """
+    with _mask(text) as image:
+        return np.array(image, dtype=np.uint8)
+
+
+def mask_size(text: str) -> tuple[int, int]:
+    """Width and height of a mask, without decoding it.
+
+    Raises:
+        ValueError: the text is no mask.
+    """
+    with _mask(text) as image:
+        return image.size
+
+
+@contextmanager
+def _mask(text: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
             if image.mode != "L":
                 raise ValueError(f"a mask is a grey PNG, this one is {image.mode}")
-            return np.array(image, dtype=np.uint8)
+            yield image
     except (OSError, SyntaxError, binascii.Error) as error:
         raise ValueError(f"is no mask: {' '.join(str(error).split())}") from None

@@ -19,6 +19,7 @@ import pandas as pd
 
 from steps import artifacts, data, entry, params, raw
 from steps.errors import DataError
+from steps.kinds import KINDS
 from steps.params import Data, IngestSettings, PackageData
 from steps.raw import IMAGE_SUFFIXES, RawSample
 
@@ -47,7 +48,7 @@ def ingest(experiment: str) -> None:
         data.write_table(manifest, folder / data.MANIFEST)
     for note in found.notes:
         entry.say(f"{experiment}: {note}")
-    entry.say(f"{experiment}: {_summary(manifest)} in {target}")
+    entry.say(f"{experiment}: {_summary(manifest, settings.task)} in {target}")
 
 
 def _keep_apart(source: Data, target: Path) -> None:
@@ -61,12 +62,13 @@ def _keep_apart(source: Data, target: Path) -> None:
         )
 
 
-def _summary(manifest: pd.DataFrame) -> str:
+def _summary(manifest: pd.DataFrame, task: str) -> str:
     megabytes = manifest["size"].sum() / 1e6
     given = manifest["split"].value_counts()
     splits = ", ".join(f"{given[name]:,} {name}" for name in data.SPLITS if name in given)
+    of_classes = f" of {manifest['label'].nunique()} classes" if KINDS[task].classified else ""
     return (
-        f"{len(manifest):,} samples of {manifest['label'].nunique()} classes, {megabytes:.1f} MB"
+        f"{len(manifest):,} samples{of_classes}, {megabytes:.1f} MB"
         f"{f', divided by the user ({splits})' if splits else ''}"
     )
 

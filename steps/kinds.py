@@ -30,7 +30,7 @@ class Kind:
         own_labels: the task makes its labels itself, anew in every epoch; there is nothing to annotate.
         generates: a model of it writes text, token by token.
         told: of a table, the key in `data` that names the column to be predicted.
-        fresh: every epoch sees other inputs made of a sample, e.g. another part of a long text.
+        fresh: every epoch sees other inputs made of a sample, or a long sample is several rows of a batch.
         columns: of the input of a registered model.
         outputs: the columns it answers with and their types: string, double, integer, a list of one of them
             in brackets, `[[double]]`, or `{double}` for a value of each class.
@@ -51,7 +51,7 @@ class Kind:
 
     @property
     def changes(self) -> bool:
-        """Every epoch has inputs or labels of its own, so that nothing can be computed once for all of them."""
+        """Every epoch has inputs or labels of its own: nothing can be computed once for all of them."""
         return self.own_labels or self.fresh
 
     @property

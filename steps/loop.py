@@ -1,8 +1,8 @@
 """The loop: fit a network on batches, and predict with it. It knows no files and no servers.
 
-Shapes: of a classifier a batch of `b` samples gives logits (b, classes), and targets are class indices (b,),
-int64; of other tasks both are what head and criterion agree on, the samples first. Inputs are images or texts,
-or, beyond a cut, the stored activations of a frozen prefix.
+Shapes: of a classifier a batch of `b` samples gives logits (b, classes), and targets are class indices
+(b,), int64; of other tasks both are what head and criterion agree on, the samples first. Inputs are images or
+texts, or, beyond a cut, the stored activations of a frozen prefix.
 """
 
 from __future__ import annotations

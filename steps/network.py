@@ -67,6 +67,8 @@ Gives = Literal["pooled", "tokens", "maps"]
 LM_HEAD = "lm_head.weight"
 # The side of the square that the sizes of maps are found out with, in pixels.
 PROBED_SIDE = 64
+# Of the images that backbones were pretrained on: red, green and blue.
+CHANNELS = 3
 
 
 def prepare_device(wanted: str = "auto") -> torch.device:
@@ -199,7 +201,11 @@ class Backbone(nn.Module):
         for part in parts:
             flow = self._run(part, flow)
             assert isinstance(flow, Tensor), "maps are of images"
-            assert flow.ndim == 4, flow.shape
+            if flow.ndim != 4:
+                raise UserError(
+                    f"{self.name!r} gives no maps of several sizes: take a backbone of the families "
+                    "EfficientNet, MobileNetV3, RegNet, ResNet or ConvNeXt"
+                )
             if last is not None and last.shape[2:] != flow.shape[2:]:
                 yield last
             last = flow
@@ -394,7 +400,12 @@ def build_head(features: int, classes: int, dropout: float, kind: Kind = "linear
 
 
 def build_backbone(
-    folder: Path, *, pretrained: bool, drop_path: float = 0.0, gives: Gives = "pooled"
+    folder: Path,
+    *,
+    pretrained: bool,
+    drop_path: float = 0.0,
+    gives: Gives = "pooled",
+    channels: int = 3,
 ) -> Backbone:
     """Build the architecture `fetch` described in `folder`, with its weights or with random ones.
 
@@ -403,17 +414,44 @@ def build_backbone(
         pretrained: with its weights.
         drop_path: how often the top layer is left out in training; lower ones less often.
         gives: what the backbone hands to the head.
+        channels: of the images it takes.
 
     Raises:
         WeightsError: the weights do not fit the architecture.
-        UserError: stochastic depth is asked of an architecture that has none.
+        UserError: stochastic depth is asked of an architecture that has none, or other channels of one that
+            begins with no convolution.
     """
     description = read_json(folder / "architecture.json", "python -m steps.fetch")
     backbone = architecture(description, drop_path, gives)
     if pretrained:
         tensors = load_file(folder / "model.safetensors")
         load_exactly(backbone.model, _of_backbone(tensors, backbone, description), str(folder))
+    if channels != CHANNELS:
+        take_channels(backbone, channels)
     return backbone
+
+
+def take_channels(backbone: Backbone, channels: int) -> None:
+    """Let a backbone of images take another number of channels than red, green and blue, as timm does.
+
+    For one channel the weights of its first convolution are summed; for more they are repeated and scaled, so
+    that what comes out of it stays as large. Random weights go the same way.
+
+    Raises:
+        UserError: it begins with no convolution of three channels.
+    """
+    from timm.models import adapt_input_conv
+
+    first = next((one for one in backbone.model.modules() if isinstance(one, nn.Conv2d)), None)
+    if first is None or first.in_channels != CHANNELS or first.groups != 1:
+        raise UserError(
+            f"{backbone.name!r} cannot be made to take {channels} channels: name three `model.bands`, or "
+            "take another `model.pretrained`"
+        )
+    weight = adapt_input_conv(channels, first.weight.detach())
+    layout = torch.channels_last if backbone.family.channels_last else torch.contiguous_format
+    first.weight = nn.Parameter(weight.contiguous(memory_format=layout))
+    first.in_channels = channels
 
 
 def architecture(description: dict[str, Any], drop_path: float = 0.0, gives: Gives = "pooled") -> Backbone:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -39,7 +40,7 @@ from steps.layouts import (
     TableData,
 )
 from steps.references import MODELS as REFERENCES
-from steps.references import NewWeights, Pretrained
+from steps.references import NewWeights, Pretrained, TfhubWeights
 from steps.settings import Settings, suggest
 
 # The settings file of an experiment's limits.
@@ -188,7 +189,7 @@ class Model(Settings):
         None,
         description="Images: what stands for values that are missing (NaN, no data); else they are refused.",
     )
-    score_threshold: float = Field(0.05, ge=0, lt=1, description="Detection: boxes below it are left out.")
+    score_threshold: float = Field(0.2, ge=0, lt=1, description="Detection: boxes below it are left out.")
     max_boxes: int = Field(100, ge=1, description="Detection: at most so many boxes an image.")
     stride: int = Field(32, ge=1, description="Question answering: tokens that two windows share.")
     max_answer_tokens: int = Field(30, ge=1, description="Question answering: longest answer.")
@@ -288,7 +289,7 @@ class Curve(Settings):
 class Evaluation(Settings):
     """How arms are judged."""
 
-    metric: str = Field("", description="One of the task's; left out: its first.")
+    metric: str = Field("accuracy", description="One of the task's; left out: its first.")
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     margin: float = Field(
         0.01, ge=0, description="Differences up to this are practically none, in the metric's own unit."
@@ -352,7 +353,8 @@ class Experiment(Settings):
         data, kind = self.data, KINDS[self.task]
         if data.source not in kind.data:
             raise ValueError(
-                f"task {self.task} cannot be read from `source: {data.source}`; it takes {', '.join(kind.data)}"
+                f"task {self.task} cannot be read from `source: {data.source}`; it takes "
+                f"{', '.join(kind.data)}"
             )
         if isinstance(data, TableData):
             mistakes = _columns(data, self.task)
@@ -434,6 +436,8 @@ class Params(Settings):
                         f"{self.pretrained[slug].library}, task {experiment.task} needs one of "
                         f"{' or '.join(wanted)}"
                     )
+                elif self.pretrained[slug].library == "savedmodel":
+                    mistakes += self._mistakes_of_savedmodel(name)
             for candidate in experiment.candidates:
                 if candidate not in self.pretrained:
                     mistakes.append(
@@ -486,8 +490,72 @@ class Params(Settings):
                     f"{place}: {reference.tokenizer!r} has another entry's itself: name that one, "
                     f"{other.tokenizer!r}"
                 )
-            elif other.library not in LIBRARIES["text"]:
-                mistakes.append(f"{place}: {reference.tokenizer!r} is of {other.library} and has no tokenizer")
+            elif other.library == "savedmodel" or other.library not in LIBRARIES["text"]:
+                mistakes.append(
+                    f"{place}: {reference.tokenizer!r} is of {other.library} and has no tokenizer"
+                )
+        return mistakes
+
+    def _mistakes_of_savedmodel(self, name: str) -> list[str]:
+        """What does not go with a SavedModel, whose features are all that torch gets to see."""
+        experiment, place = self.experiments[name], f"experiments.{name}"
+        slug, kind = experiment.model.pretrained, KINDS[experiment.task]
+        why = f"{slug!r} is a SavedModel, which torch cannot train"
+        mistakes = []
+        if kind.gives != "pooled":
+            mistakes.append(
+                f"{place}.model.pretrained: {slug!r} is a SavedModel, which gives one row of features for "
+                f"each sample: task {experiment.task} needs more than that"
+            )
+        elif len(kind.columns) > 1:
+            mistakes.append(
+                f"{place}.model.pretrained: {slug!r} is a SavedModel, which takes one text: task "
+                f"{experiment.task} has two"
+            )
+        unfit, augmented = [], []
+        for arm in self.arm_names(name):
+            with suppress(ValidationError):  # told of elsewhere
+                chosen = changed(self.arms[arm], experiment.arms.get(arm) or Choices())
+                if chosen.start != "pretrained" or chosen.tune != "head":
+                    unfit.append(arm)
+                elif chosen.augment:
+                    augmented.append(arm)
+        if unfit:
+            mistakes.append(
+                f"{place}.arms: {why}: only arms with `tune: head` go with it, so leave out with `null` "
+                f"{', '.join(unfit)}"
+            )
+        if augmented:
+            mistakes.append(
+                f"{place}.arms: {why}, and its features are computed once, of images as they are: leave out "
+                f"with `null`, or without `augment`, {', '.join(augmented)}"
+            )
+        if experiment.evaluation.reference in unfit:
+            mistakes.append(
+                f"{place}.evaluation.reference: {why}: name an arm with `tune: head`, not "
+                f"{experiment.evaluation.reference!r}"
+            )
+        return mistakes + (self._mistakes_of_images(name) if kind.content == "image" else [])
+
+    def _mistakes_of_images(self, name: str) -> list[str]:
+        """What images a SavedModel cannot be given."""
+        experiment, place, mistakes = self.experiments[name], f"experiments.{name}", []
+        model = experiment.model
+        if (model.bands is not None and len(model.bands) != 3) or model.band_mean is not None:
+            mistakes.append(
+                f"{place}.model: {model.pretrained!r} is a SavedModel, which takes images of three channels "
+                "with values from 0 to 1: name three `bands` at most, without `band_mean` and `band_std`"
+            )
+        for slug in (model.pretrained, *experiment.candidates):
+            reference = self.pretrained.get(slug)
+            if not isinstance(reference, TfhubWeights) or reference.image_size == model.image_size:
+                continue
+            said = f"{slug!r} takes images of {reference.image_size} x {reference.image_size} pixels"
+            mistakes.append(
+                f"{place}.model.image_size: {said}, is {model.image_size}: set it to {reference.image_size}"
+                if slug == model.pretrained
+                else f"{place}.candidates: {said}, the experiment's have {model.image_size}"
+            )
         return mistakes
 
     def _mistakes_of(self, name: str, arm: str) -> list[str]:

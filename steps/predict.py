@@ -210,8 +210,8 @@ def ask(model: Loaded, inputs: list[Input], columns: Sequence[str]) -> list[dict
     """Predict all inputs, a chunk at a time.
 
     Returns:
-        A row each: the input, and what the model says: of a classifier label, probability, and the probability
-        of every class.
+        A row each: the input, and what the model says: of a classifier label, probability, and the
+        probability of every class.
 
     Raises:
         UserError: names the inputs that cannot be read; nothing is predicted for the others then.
@@ -282,8 +282,7 @@ def _in_words(row: dict[str, Any]) -> str:
     if "probability" in row:
         return f"{row['label']}  {row['probability']:.3f}"
     said = {name: value for name, value in row.items() if name != "input"}
-    line = "  ".join(f"{name} {_brief(value)}" for name, value in said.items())
-    return line
+    return "  ".join(f"{name} {_brief(value)}" for name, value in said.items())
 
 
 def _brief(value: Any) -> str:  # noqa: ANN401 - any JSON value

@@ -23,7 +23,9 @@ from rich.table import Table
 from steps import artifacts, classical, data, entry, metrics, params
 from steps.classical import Transferability
 from steps.errors import DataError, UserError
+from steps.kinds import KINDS
 from steps.params import EmbedSettings, Experiment
+from steps.scans import Rule
 from steps.settings import suggest
 
 # Outside of DVC's care: it saves time and never changes a result.
@@ -63,13 +65,18 @@ def rank(experiment: str) -> None:
     """Print a table of the experiment's backbone, its candidates and two yardsticks, the best first.
 
     Raises:
-        UserError: there is no such experiment, or a step before, or a backbone, is missing.
+        UserError: there is no such experiment, it has no classes, or a step before or a backbone is missing.
         DataError: a sample cannot be read.
     """
     checked = params.load(artifacts.PARAMS_FILE)
     if experiment not in checked.experiments:
         raise UserError(f"there is no experiment {experiment!r}{suggest(experiment, checked.experiments)}")
     settings = checked.experiments[experiment]
+    if not KINDS[settings.task].classified:
+        raise UserError(
+            f"rank weighs features by how well they tell classes apart, and task {settings.task} has none: "
+            f"`headstart run {experiment}` compares what was trained on them"
+        )
     rows = in_order(weigh(experiment, settings))
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, force_terminal=False)
     console.print(table(rows, settings), highlight=False)
@@ -105,12 +112,13 @@ def sources(experiment: str, settings: Experiment, seen: pd.DataFrame) -> dict[s
         folder = embedded(experiment, settings, slug, seen)
         found[slug] = data.read_features(folder, seen["id"])
     folder = embedded(experiment, settings, own, seen)
-    found["random weights"] = data.read_features(folder, seen["id"], data.RANDOM_FEATURES)
+    if (folder / data.RANDOM_FEATURES).exists():  # a SavedModel has no architecture that could be at random
+        found["random weights"] = data.read_features(folder, seen["id"], data.RANDOM_FEATURES)
     if KINDS[settings.task].content == "text":
         return found | {"TF-IDF": classical.dense(classical.tf_idf(seen["text"].tolist())[0])}
     try:
         files = [artifacts.data_dir(experiment) / str(path) for path in seen["path"]]
-        return found | {"pixels": classical.pixels(files)}
+        return found | {"pixels": classical.pixels(files, Rule.of(settings.model))}
     except OSError as error:
         raise DataError(f"{experiment}: an image cannot be read: {error}; run ingest and validate") from None
 
@@ -128,10 +136,8 @@ def embedded(experiment: str, settings: Experiment, slug: str, seen: pd.DataFram
         return folder
     from steps import embedding  # torch, which takes seconds, and is not needed the second time
 
-    with (
-        artifacts.new_folder(folder) as partial,
-        entry.Progress(f"embed {slug}", (1 + own) * len(seen)) as progress,
-    ):
+    total = (embedding.turns(chosen) if own else 1) * len(seen)
+    with artifacts.new_folder(folder) as partial, entry.Progress(f"embed {slug}", total) as progress:
         embedding.write(experiment, chosen, seen, partial, progress.reached, random_too=own)
     return folder
 
@@ -139,7 +145,7 @@ def embedded(experiment: str, settings: Experiment, slug: str, seen: pd.DataFram
 def key(settings: EmbedSettings, seen: pd.DataFrame, random_too: bool) -> str:
     """A name for what features depend on: samples, weights, and how samples are fed."""
     folder = artifacts.pretrained_dir(settings.model.pretrained)
-    files = {path.name: artifacts.sha256_file(path) for path in sorted(folder.iterdir())}
+    files = artifacts.sha256_files(folder)
     ids = hashlib.sha256("\n".join(sorted(seen["id"])).encode()).hexdigest()
     return artifacts.sha256_json(
         {

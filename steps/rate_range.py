@@ -173,8 +173,8 @@ def range_test(
     for rate, (inputs, targets) in zip(rates, _endless(batches, seed, view_of), strict=False):
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
             group["lr"] = rate * ratio
-        losses.append(_step(model, optimizer, objective, to_device(inputs, device), to_device(targets, device), start,
-                            clip_norm))  # fmt: skip
+        inputs, targets = to_device(inputs, device), to_device(targets, device)
+        losses.append(_step(model, optimizer, objective, inputs, targets, start, clip_norm))
         running.append(_running(losses))
         if not math.isfinite(running[-1]) or running[-1] > DIVERGED * min(running):
             break

@@ -190,19 +190,23 @@ def fingerprint(winner: Winner) -> str:
             "weights": found["weights_sha256"],
             "backbone": found["pretrained_sha256"] if found["weights"] == "head" else None,
             "files": {
-                path.name: artifacts.sha256_file(path)
-                for path in pretrained_files(winner)
-                if path.name not in ("model.safetensors", "provenance.json")
+                name: artifacts.sha256_file(path)
+                for name, path in pretrained_files(winner).items()
+                if name not in ("model.safetensors", "provenance.json")
             },
         }
     )
 
 
-def pretrained_files(winner: Winner) -> list[Path]:
-    """Architecture, tokenizer and provenance; the backbone's weights only where the winner has none."""
+def pretrained_files(winner: Winner) -> dict[str, Path]:
+    """Architecture, tokenizer and provenance; the backbone's weights only where the winner has none.
+
+    By their paths from the folder that fetch made: a SavedModel has sub-folders.
+    """
     whole = winner.training.journal["weights"] == "head"
-    files = sorted(path for path in winner.pretrained.iterdir() if path.is_file())
-    return [path for path in files if whole or path.name != "model.safetensors"]
+    folder = winner.pretrained
+    files = {path.relative_to(folder).as_posix(): path for path in artifacts.files_below(folder)}
+    return {name: path for name, path in files.items() if whole or name != "model.safetensors"}
 
 
 def save(experiment: str, winner: Winner, path: Path, described: Model) -> None:
@@ -222,6 +226,7 @@ def save(experiment: str, winner: Winner, path: Path, described: Model) -> None:
             described,
             data=folder,
             task=winner.settings.task,
+            others=packaging.of_tensorflow(winner.pretrained),
             example=pd.DataFrame([_as_texts(experiment, winner, smallest)]),
             about={
                 "experiment": experiment,
@@ -246,11 +251,13 @@ def _lay_out(experiment: str, winner: Winner, folder: Path) -> None:
         "max_pixels": checks.validation.max_pixels,
     }
     artifacts.write_json(folder / "settings.json", settings)
-    trained = [winner.training.folder / name for name in ("model.safetensors", "run.json", "history.csv")]
-    for name, files in {"trained": trained, "pretrained": pretrained_files(winner)}.items():
-        (folder / name).mkdir()
-        for file in files:
-            (folder / name / file.name).symlink_to(file.resolve())
+    names = ("model.safetensors", "run.json", "history.csv")
+    trained = {name: winner.training.folder / name for name in names}
+    for below, files in {"trained": trained, "pretrained": pretrained_files(winner)}.items():
+        for name, file in files.items():
+            link = folder / below / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
     (folder / "model_card.md").symlink_to((artifacts.report_dir(experiment) / "model_card.md").resolve())
     _for_the_gate(winner).to_parquet(folder / PREDICTIONS, index=False)
 
@@ -414,7 +421,7 @@ def _tested(winner: Winner, test: pd.DataFrame) -> Tested:
     if winner.kind.classified:
         return _of_classes(test, winner.training.journal["classes"], list(test["probabilities"]))
     shares = {name: test[f"share_{name}"].to_numpy(dtype=np.float64) for name in winner.kind.metrics}
-    return Tested.of_shares(list(test["id"]), list(test["target"]), shares, groups=_groups(test))
+    return Tested.of_shares(list(test["id"]), list(test["target"].fillna("")), shares, groups=_groups(test))
 
 
 def _of_classes(test: pd.DataFrame, classes: list[str], probabilities: list[Any]) -> Tested:

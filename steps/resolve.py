@@ -102,7 +102,7 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
 
 
 def with_tokenizer(reference: Pretrained, checked: Params) -> Pretrained:
-    """The reference; of a new network with the entry whose tokenizer it uses, so that fetch reads one file."""
+    """The reference; of a new network with the entry whose tokenizer it uses: fetch reads one file."""
     if not isinstance(reference, NewWeights) or reference.tokenizer is None:
         return reference
     other = checked.pretrained[reference.tokenizer].model_dump(mode="json")

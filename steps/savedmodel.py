@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -53,8 +53,7 @@ class Extractor:
         )
         self.width = int(self.description["features"])
         self._lock, self._held = Lock(), ExitStack()
-        self._ask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-        self._between = Path()
+        self._open: tuple[Ask, Path] | None = None
         weakref.finalize(self, self._held.close)
 
     def __call__(self, batch: Batch) -> NDArray[np.float32]:
@@ -69,12 +68,12 @@ class Extractor:
         name = str(self.description["name"])
         with self._lock:
             try:
-                ask = self._ask or self._started(name)
-                outputs = self._between / "outputs.npy"
-                request = _running(batch, self.description, self._between / "inputs.npy")
+                ask, between = self._open or self._started(name)
+                outputs = between / "outputs.npy"
+                request = _running(batch, self.description, between / "inputs.npy")
                 ask(request | {"outputs": str(outputs)})
                 found: NDArray[np.float32] = np.load(outputs, allow_pickle=False)
-            except BaseException:  # what a half-answered request left in the pipe is the next one's answer
+            except BaseException:  # what is left in the pipe would be taken for the next answer
                 self.close()
                 raise
         if found.shape != (len(batch), self.width):
@@ -86,16 +85,16 @@ class Extractor:
 
     def close(self) -> None:
         """End the process."""
-        self._ask = None
+        self._open = None
         self._held.close()
 
-    def _started(self, name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def _started(self, name: str) -> tuple[Ask, Path]:
         ask = self._held.enter_context(process(name))
-        self._between = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="headstart-")))
+        between = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="headstart-")))
         folder, size = self.pretrained / self.description["folder"], int(self.description["image_size"])
         ask(opening(folder, size, self.description["signature"]))
-        self._ask = ask
-        return ask
+        self._open = ask, between
+        return self._open
 
 
 def features(extractor: Extractor, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
@@ -160,7 +159,7 @@ def _running(batch: Batch, description: dict[str, Any], path: Path) -> dict[str,
 # -------------------------------------------------------------------------------------------------- process
 
 
-class _Ask:
+class Ask:
     """Sends requests, and gives the answers.
 
     Args:
@@ -206,7 +205,7 @@ class _Ask:
 
 
 @contextmanager
-def process(what: str) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+def process(what: str) -> Iterator[Ask]:
     """A process that has TensorFlow, to be asked as `savedmodel_process` tells; it ends with the block.
 
     Args:
@@ -234,7 +233,7 @@ def process(what: str) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
                 f"{INTERPRETER} is {interpreter!r}, which cannot be run: {error.strerror}"
             ) from None
         try:
-            yield _Ask(child, log, what)
+            yield Ask(child, log, what)
         finally:
             child.kill()
             child.communicate()

@@ -6,7 +6,8 @@ output; images and features are handed over as .npy files.
 
     {"do": "open", "folder": ..., "image_size": ..., "signature": null or a name}
         {"kind": "image" or "text", "signature": ..., "input": ..., "output": ..., "features": ...,
-         "tensorflow": its version}
+         "tensorflow": its version, "tensors": how many variables, "parameters": how many numbers in them}
+        and of texts "tensorflow_text", its version, where that library is installed
     {"do": "run", "inputs": a file, or "texts": a list, "outputs": a file}
         {"rows": ...}
 
@@ -67,7 +68,9 @@ class Opened:
             raise RefusedError(f"gives no features, one row for each sample, but {shapes}")
         self.output = _choose(flat, OUTPUTS, None, "outputs")
         self.features = int(found[self.output].shape[1])
-        self.version = str(tf.__version__)
+        self.versions = {"tensorflow": str(tf.__version__)}
+        if self.kind == "text" and "tensorflow_text" in sys.modules:
+            self.versions["tensorflow_text"] = str(sys.modules["tensorflow_text"].__version__)
 
     def described(self) -> dict[str, Any]:
         """What it takes and gives."""
@@ -77,7 +80,9 @@ class Opened:
             "input": self.input,
             "output": self.output,
             "features": self.features,
-            "tensorflow": self.version,
+            "tensors": len(self.function.variables),
+            "parameters": sum(int(one.shape.num_elements()) for one in self.function.variables),
+            **self.versions,
         }
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:

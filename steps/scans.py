@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,10 @@ class Rule:
     def dtype(self) -> type[np.uint8] | type[np.float32]:
         """Of what networks see."""
         return np.uint8 if self.mean is None else np.float32
+
+
+# Nothing is said of scans.
+PLAIN = Rule()
 
 
 @dataclass(frozen=True)
@@ -273,14 +278,21 @@ def read(content: Path | bytes) -> Scan:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Whatever a decoder meets a hostile file with becomes one line."""
+    """Whatever a decoder meets a hostile file with becomes one line, and nothing else is said of it."""
+    logs = [logging.getLogger(name) for name in ("pydicom", "tifffile")]
+    levels = [log.level for log in logs]
     try:
+        for log in logs:
+            log.setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings(action="ignore"):
             yield
     except DataError:
         raise
     except Exception as error:
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from None
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _dicom(content: Path | bytes, with_pixels: bool) -> Any:  # noqa: ANN401 - pydicom's data set

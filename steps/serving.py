@@ -5,21 +5,20 @@ the model's folder, laid out by `steps/register.py`:
 
 * `settings.json`: task, model settings, classes, the largest image allowed
 * `trained/`: weights as safetensors and the journal of the training
-* `pretrained/`: architecture, tokenizer, and the backbone's weights where only the head was trained
+* `pretrained/`: architecture, tokenizer, and the backbone's weights, or the SavedModel's folder, where only
+  the head was trained
 * `model_card.md`, `test_predictions.parquet`: for people and for the gate
 
 The input has one column, or two where the task takes two texts. `image`: bytes, base64 text, a data URI, or a
-`pathlib.Path`; `text` and `pair`: text. A text is never taken for the path of a file, so a client of a model server cannot read the server's files:
-only Python code in the same process can hand over a `Path`.
+`pathlib.Path`; `text` and `pair`: text. A text is never taken for the path of a file, so a client of a model
+server cannot read the server's files: only Python code in the same process can hand over a `Path`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,14 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from steps import checkpoint, tasks
-from steps.artifacts import read_json
-from steps.data import Samples
+from steps import checkpoint, embedding, savedmodel, scans, tasks
+from steps.artifacts import read_json, saved_model
+from steps.data import FeatureSamples, Samples
 from steps.errors import DataError, UnreadableError
 from steps.kinds import KINDS
 from steps.params import Model, parse
+from steps.savedmodel import Extractor
 from steps.tasks import Ask, Content
 from steps.tracking.packaging import FORMAT
 
@@ -60,7 +59,13 @@ class Served:
         self.classes: list[str] = found["classes"]
         self.max_pixels: int = found["max_pixels"]
         self.pretrained = folder / "pretrained"
-        self.network = checkpoint.load_network(folder / "trained", self.pretrained)
+        # TensorFlow takes seconds to load, far longer than it takes to answer: it is started once.
+        self.extractor = None if saved_model(self.pretrained) is None else Extractor(self.pretrained)
+        self.network: torch.nn.Module
+        if self.extractor is None:
+            self.network = checkpoint.load_network(folder / "trained", self.pretrained)
+        else:
+            self.network = checkpoint.load_head(folder / "trained", self.extractor.width)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -74,6 +79,7 @@ class Served:
 
         Raises:
             UnreadableError: names every row that cannot be read, and why.
+            WeightsError: TensorFlow, which a SavedModel needs, is not there or fails.
         """
         columns = [list(model_input[name]) for name in self.kind.columns]
         samples = self._samples(list(zip(*columns, strict=True)))
@@ -106,6 +112,8 @@ class Served:
                 reasons[place] = str(error)
         if reasons:
             raise UnreadableError(reasons, len(rows))
+        if self.extractor is not None and self.kind.content == "text":
+            return self._featured(self.extractor, contents, None)  # it reads the texts as they are
         samples = self.task.samples(contents, self.settings, self.pretrained)
         if self.kind.content == "image":
             # Decoded one by one, so that each that fails is named; the samples keep what they decoded.
@@ -116,7 +124,15 @@ class Served:
                     reasons[place] = str(error)
             if reasons:
                 raise UnreadableError(reasons, len(rows))
-        return samples
+        return samples if self.extractor is None else self._featured(self.extractor, contents, samples)
+
+    def _featured(
+        self, extractor: Extractor, contents: list[Content], samples: Samples | None
+    ) -> FeatureSamples:
+        """What the head stands on, computed by the SavedModel."""
+        batches = embedding.savedmodel_batches(contents, samples)
+        found = [np.empty((0, extractor.width), np.float32), *savedmodel.features(extractor, batches)]
+        return FeatureSamples(torch.from_numpy(np.concatenate(found)))
 
     def _content(self, value: object) -> Path | bytes | str:
         if self.kind.content == "text":
@@ -131,20 +147,12 @@ class Served:
 
     def _check_size(self, image: Path | bytes) -> None:
         """Refuse an image by its header, before decoding it takes a gigabyte."""
-        from steps.tasks.of_images import FORMATS
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            try:
-                source = io.BytesIO(image) if isinstance(image, bytes) else image
-                with Image.open(source, formats=FORMATS) as opened:
-                    width, height = opened.size
-            except Image.DecompressionBombError as error:
-                raise DataError(f"is far too large: {error}") from None
-            except FileNotFoundError:
-                raise DataError("there is no such file") from None
-            except Exception:
-                raise DataError("is no image we can read") from None
+        try:
+            width, height = scans.size_of(image)
+        except FileNotFoundError:
+            raise DataError("there is no such file") from None
+        except Exception:
+            raise DataError("is no image we can read") from None
         if width * height > self.max_pixels:
             raise DataError(f"{width} x {height} pixels are more than the {self.max_pixels} allowed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,8 +14,9 @@ from steps import artifacts, data, entry, freezing, network, params, tasks
 from steps.arms import Arm, Choices
 from steps.errors import UserError
 from steps.kinds import KINDS
-from steps.network import Layer, Network
+from steps.network import Layer, Network, Probe, Width
 from steps.params import Experiment
+from steps.scans import Rule
 from steps.settings import as_yaml
 
 # A pipe has no width: lines must not be folded at 80.
@@ -53,7 +55,10 @@ def show(experiment: str, arm: str) -> None:
     chosen, settings = checked.chosen(experiment, arm), checked.experiments[experiment]
     classes = known_classes(experiment, settings)
     built = build(experiment, chosen, settings, classes or ["first", "second"])
-    rows = rows_of(built, chosen, settings.training.epochs)
+    if isinstance(built, Probe):
+        rows = rows_of_probe(built, chosen, settings)
+    else:
+        rows = rows_of(built, chosen, settings.training.epochs)
     entry.say(f"{experiment}, arm {arm}")
     for line in expansion(chosen):
         entry.say(f"  {line}")
@@ -83,8 +88,11 @@ def known_classes(experiment: str, settings: Experiment) -> list[str] | None:
     return None if labels is None else list(labels)
 
 
-def build(experiment: str, arm: Arm, settings: Experiment, classes: list[str]) -> Network:
-    """The network as a training of this arm starts with it, but for the values of its weights."""
+def build(experiment: str, arm: Arm, settings: Experiment, classes: list[str]) -> Network | Probe:
+    """The network as a training of this arm starts with it, but for the values of its weights.
+
+    Of a SavedModel the head alone: torch has no more of it.
+    """
     slug = settings.model.pretrained
     folder: Path = artifacts.pretrained_dir(slug)
     if not (folder / "architecture.json").exists():
@@ -92,10 +100,18 @@ def build(experiment: str, arm: Arm, settings: Experiment, classes: list[str]) -
             f"the backbone {slug} is not fetched yet: run `dvc repro fetch@{slug}` or "
             f"`headstart run {experiment}`"
         )
+    task = tasks.get(settings.task)
+    if artifacts.saved_model(folder) is not None:
+        told = artifacts.read_json(folder / "architecture.json", "python -m steps.fetch")
+        width: Any = Width(told["features"])
+        return Probe(task.head(width, classes, settings.model, arm))
     # Shapes and names tell all there is to show; nobody waits for the weights.
     gives = KINDS[settings.task].gives
-    backbone = network.build_backbone(folder, pretrained=False, drop_path=arm.drop_path, gives=gives)
-    built = Network(backbone, tasks.get(settings.task).head(backbone, classes, settings.model, arm))
+    channels = Rule.of(settings.model).channels
+    backbone = network.build_backbone(
+        folder, pretrained=False, drop_path=arm.drop_path, gives=gives, channels=channels
+    )
+    built = Network(backbone, task.head(backbone, classes, settings.model, arm))
     freezing.freeze(built, arm)
     return built
 
@@ -123,6 +139,20 @@ def rows_of(built: Network, arm: Arm, epochs: int) -> list[Row]:
         row(layer, start, thawed.get(layer.name, 1), rates)
         for layer, start in zip(built.layers(), starts, strict=True)
     ]
+
+
+def rows_of_probe(built: Probe, arm: Arm, settings: Experiment) -> list[Row]:
+    """A row for the SavedModel as a whole, and one for the head."""
+    folder = artifacts.pretrained_dir(settings.model.pretrained)
+    told = artifacts.read_json(folder / "provenance.json", "python -m steps.fetch")
+    rates = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in freezing.parameter_groups(built, arm)
+        for parameter in group["params"]
+    }
+    (head,) = built.layers()
+    below = Row("SavedModel", told["parameters"], 0, "pretrained", None, None, None)
+    return [below, row(head, "random", 1, rates)]
 
 
 def row(layer: Layer, starts: str, epoch: int, rates: dict[int, tuple[float, float]]) -> Row:

@@ -21,9 +21,9 @@ from steps import intervals, metrics
 from steps.intervals import Interval
 from steps.metrics import METRICS
 
-# Metrics that are the mean of what each item has by itself can be told of a part of the items. Of the others an
-# item has a share only through all of them together: the mean share of a part is what the metric would be if
-# all items were like these, to first order, and may lie beyond its bounds.
+# Metrics that are the mean of what each item has by itself can be told of a part of the items. Of the others
+# an item has a share only through all of them together: the mean share of a part is what the metric would be
+# if all items were like these, to first order, and may lie beyond its bounds.
 MEANS = tuple(name for name, about in METRICS.items() if about.mean)
 # With fewer items a figure is hardly more than an anecdote.
 FEW = 20

@@ -22,6 +22,7 @@ from steps.loop import Fed, Fitted, Judge, Keeper, Log, Recipe, Stage
 from steps.network import Backbone, Network, Probe
 from steps.params import Arm, Limits, Machine, TrainSettings
 from steps.resume import code_sha256
+from steps.scans import Rule
 from steps.tasks import Ask, Task
 
 GIB = 2**30
@@ -113,14 +114,13 @@ class Job:
 
     @cached_property
     def pretrained_sha256(self) -> str:
-        """Of the pretrained weights' file."""
-        return artifacts.sha256_file(self.pretrained / "model.safetensors")
+        """Of the pretrained weights."""
+        return artifacts.weights_sha256(self.pretrained)
 
     @cached_property
     def pretrained_files_sha256(self) -> str:
         """Of all that fetch wrote: weights, architecture with its input's mean and spread, tokenizer."""
-        files = {path.name: artifacts.sha256_file(path) for path in self.pretrained.iterdir()}
-        return artifacts.sha256_json(files)
+        return artifacts.sha256_json(artifacts.sha256_files(self.pretrained))
 
     @cached_property
     def cache(self) -> PrefixCache:
@@ -265,6 +265,7 @@ def build(job: Job, seed: int) -> Network | Probe:
         pretrained=arm.start == "pretrained",
         drop_path=arm.drop_path,
         gives=job.kind.gives,
+        channels=Rule.of(job.settings.model).channels,
     )
     backbone.checkpointing = job.machine.gradient_checkpointing
     if arm.reinit_top:
@@ -435,10 +436,11 @@ def proof_of_stored_features(job: Job) -> dict[str, Any]:
     Raises:
         HeadstartError: the weights changed since.
     """
-    fetched = provenance(job)
+    fetched, saved = provenance(job), artifacts.saved_model(job.pretrained)
     used = features.key(job.features_folder)["pretrained_sha256"]
-    if not job.pretrained_sha256 == fetched["converted_sha256"] == used:
-        weights = job.pretrained / "model.safetensors"
+    written = fetched["converted_sha256" if saved is None else "sha256"]
+    if not job.pretrained_sha256 == written == used:
+        weights = saved or job.pretrained / "model.safetensors"
         raise HeadstartError(f"{weights} is not what fetch wrote or embed read; run `dvc repro` again")
     return {"tensors": fetched["tensors"], "parameters": fetched["parameters"], "unchanged": True}
 

@@ -476,8 +476,8 @@ def _say(summary: dict[str, Any], results: list[Result], target: Path) -> None:
     told = f"{experiment}: {summary['accepted']:,} of {summary['rows']:,} samples accepted"
     if KINDS[summary["task"]].classified:
         told += (
-            f", {len(summary['classes'])} classes, the largest {summary['imbalance'] or float('nan'):.2f} times "
-            "the smallest"
+            f", {len(summary['classes'])} classes, the largest {summary['imbalance'] or float('nan'):.2f} "
+            "times the smallest"
         )
     entry.say(f"{told}; {target}/docs/index.html")
 

@@ -98,3 +98,29 @@ def test_no_two_steps_share_a_place() -> None:
     for place in places:
         assert not place.is_absolute()
         assert not [other for other in places if other != place and other.is_relative_to(place)]
+
+
+def test_files_below_a_folder_come_sorted_with_those_of_its_folders(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.txt", "a/.hidden", ".git/config", "c/d/e.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = [path.relative_to(tmp_path).as_posix() for path in artifacts.files_below(tmp_path)]
+    assert found == [".git/config", "a/.hidden", "a/z.txt", "b.txt", "c/d/e.bin"]
+    seen = artifacts.sha256_files(tmp_path, hidden=False)
+    assert list(seen) == ["a/z.txt", "b.txt", "c/d/e.bin"]
+    assert seen["a/z.txt"] == artifacts.sha256_file(tmp_path / "a/z.txt")
+
+
+def test_weights_are_told_apart_by_their_file_and_a_savedmodel_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    artifacts.write_json(tmp_path / "architecture.json", {"library": "timm"})
+    assert artifacts.saved_model(tmp_path) is None
+    assert artifacts.weights_sha256(tmp_path) == artifacts.sha256_file(tmp_path / "model.safetensors")
+    (tmp_path / "mine/variables").mkdir(parents=True)
+    artifacts.write_json(tmp_path / "architecture.json", {"library": "savedmodel", "folder": "mine"})
+    hashes = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "mine/variables/variables.index").write_bytes(content)
+        hashes.add(artifacts.weights_sha256(tmp_path))
+    assert len(hashes) == 2
+    assert artifacts.saved_model(tmp_path) == tmp_path / "mine"

@@ -32,7 +32,7 @@ def prepare(task: str, per_class: int = 20, width: int = 24) -> str:
     # As many as can be train and validation: made.py leaves them few.
     split = np.resize(["train", "train", "validation", "test", "test"], len(rows))
     rows[["id"]].assign(split=split).to_parquet(artifacts.split_file(name))
-    settings = BaselineSettings(task=task, model=Model(pretrained="toy"), evaluation=Evaluation())  # type: ignore[arg-type]
+    settings = BaselineSettings(task=task, model=Model(pretrained="toy"), evaluation=Evaluation())
     artifacts.write_json(artifacts.settings_file(name, "baseline"), settings.model_dump(mode="json"))
     random = np.random.default_rng(0)
     labels = data.label_indices(rows["label"], data.classes_of(rows))

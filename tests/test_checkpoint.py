@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from steps import artifacts, checkpoint, network
 from steps.errors import HeadstartError, WeightsError
-from steps.network import Network
 
 VISION = {"library": "timm", "name": "test_efficientnet", "mean": [0.5] * 3, "std": [0.5] * 3}
 

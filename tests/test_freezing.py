@@ -375,7 +375,7 @@ def test_layer_wise_decay_by_hand() -> None:
     )
     own = bert(model)
     expected = {
-        model.head[1].weight: 0.1,
+        model.head.get_submodule("1").weight: 0.1,
         own.encoder.layer[2].output.dense.weight: 0.04,
         own.encoder.layer[1].output.dense.bias: 0.02,
         own.encoder.layer[0].attention.self.query.weight: 0.01,

@@ -51,9 +51,9 @@ def test_writers_at_the_same_time_lose_nothing() -> None:
 
 
 def test_the_split_is_known_by_contents_and_labels_alone() -> None:
-    rows = pd.DataFrame({"sha256": ["a", "b"], "label": ["x", "y"], "target": [None, None]})
+    rows = pd.DataFrame({"sha256": ["a", "b"], "label": ["x", "y"]}).assign(target=None)
     same = ledger.test_sha256(rows[::-1])
     assert ledger.test_sha256(rows) == same
     assert ledger.test_sha256(rows.assign(label=["x", "x"])) != same
     assert ledger.test_sha256(rows.assign(sha256=["a", "c"])) != same
-    assert ledger.test_sha256(rows.assign(target=["[1]", None])) != same
+    assert ledger.test_sha256(rows.assign(target=["[1]", ""])) != same

@@ -88,7 +88,7 @@ def test_follows_a_plain_loop_written_out() -> None:
     fit(model, epochs=3, clip_norm=0.1, warmup_fraction=0.25)
 
     train, order = clusters(29), torch.Generator().manual_seed(1)
-    linear_layer = mirror.head[1]
+    linear_layer: Any = mirror.head.get_submodule("1")
     optimizer = torch.optim.AdamW(
         [
             {"params": [linear_layer.weight], "weight_decay": 0.01},
@@ -430,7 +430,9 @@ def test_predict_keeps_the_order_and_counts_the_short_batch_once() -> None:
     assert found.shape == (70, 3)
     assert found.dtype == np.float32
     with torch.no_grad():  # dropout is off, whatever mode the model came in
-        expected = functional.softmax(model.head[1](batches.samples.batch(list(range(70)))), dim=1)
+        expected = functional.softmax(
+            model.head.get_submodule("1")(batches.samples.batch(list(range(70)))), dim=1
+        )
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
 

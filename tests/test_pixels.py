@@ -230,7 +230,8 @@ def test_pixels_of_another_form_take_their_own_room(tmp_path: Path) -> None:
 
     def decode(index: int) -> NDArray[np.float32]:
         asked.append(index)
-        return made[index]
+        found: NDArray[np.float32] = made[index]
+        return found
 
     in_memory = InMemory(decode, 5, SIDE, 2 * one, form)
     for _ in range(2):

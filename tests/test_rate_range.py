@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from steps import artifacts, params, rate_range
+from steps import artifacts, network, params, rate_range
 from steps.arms import Arm
 from steps.data import Batches, FeatureSamples
 from steps.errors import TrainingError, UserError
-from steps import network
 from steps.network import Probe
 from steps.objective import Objective
 from steps.rate_range import Curve, Proposal, propose, range_test

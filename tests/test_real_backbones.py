@@ -16,9 +16,9 @@ from steps import artifacts, freezing, loop, network, params, tasks
 from steps.data import Batches
 from steps.fetch import fetch, match
 from steps.loop import Fed, Recipe, Stage
-from steps.network import Network
 from steps.objective import Objective
 from steps.params import Arm, Model, Training
+from steps.references import PackageWeights
 from steps.sources import package
 
 pytestmark = pytest.mark.slow
@@ -45,12 +45,13 @@ def photos() -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("china.jpg", "flower.jpg")]
 
 
-def test_tensors_matched_by_order_know_imagenet() -> None:
+def test_tensors_matched_by_order_know_imagenet(tmp_path: Path) -> None:
     """With its original classifier the network names what is in two photos."""
     reference = CHECKED.pretrained["efficientnet-lite0"]
-    tensors, _, _ = package.read(reference)
+    assert isinstance(reference, PackageWeights)
+    found = package.read(reference, tmp_path)
     model = timm.create_model(reference.architecture, pretrained=False)
-    model.load_state_dict(match(tensors, model.state_dict(), "by_order", "here"))
+    model.load_state_dict(match(found, model, "here")[0])
     samples = tasks.get("image-classification").samples(
         photos(),
         Model(pretrained="efficientnet-lite0", image_size=224),

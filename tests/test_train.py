@@ -156,7 +156,7 @@ def test_predictions_are_the_networks_own(experiment: str) -> None:
     """Also for the frozen arm, whose head was trained and scored on stored features."""
     settings = params.read_settings(EvaluateSettings, artifacts.settings_file(experiment, "evaluate"))
     scene = evaluate.Scene(experiment, settings, data.read_split(experiment))
-    samples, _ = scene.inputs("test")
+    samples = scene.samples("test")
     found = evaluate.predictions(scene, "test")
     assert len(found) == 6
     for run, probabilities in found.items():
@@ -410,7 +410,8 @@ def test_stored_activations_give_the_weights_of_none_stored(
 
     def spy(self: Network, inputs: Any, start: int = 0) -> torch.Tensor:
         cuts.append(start)
-        return forward(self, inputs, start)
+        found: torch.Tensor = forward(self, inputs, start)
+        return found
 
     monkeypatch.setattr(Network, "forward", spy)
     # A gradient that is nothing but rounding would be blown up to a whole step by Adam's division.
@@ -468,7 +469,8 @@ def test_memory_that_runs_out_halves_what_is_computed_at_a_time(
         size = len(inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"])
         if self.training and size > 4:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return forward(self, inputs, start)
+        found: torch.Tensor = forward(self, inputs, start)
+        return found
 
     monkeypatch.setattr(Network, "forward", short)
     train_as(experiment, {"drop_path": 0.0}, {"device": "cpu", "accumulate": 1, "auto_batch_size": True})

@@ -93,10 +93,18 @@ def read(data: Data, task: str, unpacked: Path) -> RawData:
     Raises:
         DataError: the data are missing, or are not what they are declared to be.
     """
-    from steps.raw import archive, folder, package, table
+    from steps.raw import package, patients
 
     if isinstance(data, PackageData):
         return package.read(data.dataset)
+    found = _read(data, task, unpacked)
+    return patients.together(found) if KINDS[task].content == "image" else found
+
+
+def _read(data: Data, task: str, unpacked: Path) -> RawData:
+    from steps.raw import archive, folder, table
+
+    assert not isinstance(data, PackageData)
     path = present(Path(data.path))
     content = KINDS[task].content
     if isinstance(data, FolderData):

@@ -26,6 +26,7 @@ def read(dataset: str) -> RawData:
         documents,
         drawn_boxes,
         drawn_masks,
+        drawn_scans,
         facts_qa,
         images,
         towns_ner,
@@ -45,6 +46,7 @@ def read(dataset: str) -> RawData:
         "bbc-news-mixed": composed.bbc_news_mixed,
         "shapes-boxes": drawn_boxes.shapes_boxes,
         "shapes-masks": drawn_masks.shapes_masks,
+        "drawn-scans": drawn_scans.drawn_scans,
     }
     return readers[dataset]()
 

@@ -1,4 +1,4 @@
-"""`weather-reports`: SYNTHETIC reports on the weather with a line that sums each up, made by seeded chance."""
+"""`weather-reports`: SYNTHETIC reports on the weather with a line that sums each up, by seeded chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a SavedModel of TensorFlow takes and gives, found out by loading it once; see `steps/savedmodel.py`."""
+"""What a SavedModel of TensorFlow takes and gives, found out by loading it once."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steps.artifacts import sha256_file, sha256_json
+from steps.artifacts import files_below, sha256_file, sha256_files, sha256_json
 from steps.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -66,21 +66,13 @@ def fingerprint(path: Path) -> str:
         return sha256_file(path)
     if not path.is_dir():
         raise WeightsError(f"{path} is neither a file nor a folder; correct `path:`")
-    return sha256_json({one.relative_to(path).as_posix(): sha256_file(one) for one in _seen(path)})
+    return sha256_json(sha256_files(path, hidden=False))
 
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all that `fingerprint` counts below a folder."""
-    return sum(one.stat().st_size for one in ([path] if path.is_file() else _seen(path)))
-
-
-def _seen(folder: Path) -> list[Path]:
-    """All files below a folder that are not hidden."""
-    return [
-        one
-        for one in sorted(folder.rglob("*"))
-        if one.is_file() and not any(part.startswith(".") for part in one.relative_to(folder).parts)
-    ]
+    files = [path] if path.is_file() else files_below(path, hidden=False)
+    return sum(one.stat().st_size for one in files)
 
 
 def check_pin(found: str, pinned: str | None, what: str) -> str:

@@ -234,13 +234,22 @@ class Task(Protocol):
         """Each item's share in every metric of the task, shape (items,); the mean of shares is the metric."""
         ...
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
-        """What simple methods say of the rows whose `split` is test, by name; of classifiers baseline knows more.
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
+        """What simple methods say of the rows of the test split, by name; of classifiers baseline knows more.
 
         Args:
             rows: of the manifest, with the column `split`.
             classes: as `classes` gives them.
             folder: the experiment's data folder.
+            model: the experiment's settings of the model, for tasks that make their labels themselves.
+            pretrained: the folder that fetch made, for the same: its tokenizer says what a token is.
         """
         ...
 

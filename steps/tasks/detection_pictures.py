@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from steps.scans import picture
 from steps.tasks import Case
 
-# The longest side, in pixels.
+# The longer side, in pixels; smaller images are made larger, or the words would cover them.
 SIDE = 240
 # Hues that the colour-blind can tell apart (Okabe and Ito); the lines differ as well.
 TRUE, FOUND = "#56b4e9", "#e69f00"
@@ -35,7 +35,7 @@ def case(file: Path, truth: dict[str, Any], said: dict[str, Any]) -> Case:
     labels = [said["labels"][place] for place in sure]
     texts = [f"{said['labels'][place]} {said['scores'][place]:.2f}" for place in sure]
     plain = picture(file)
-    ratio = min(1.0, SIDE / max(plain.size))
+    ratio = SIDE / max(plain.size)
     small = plain.resize([max(1, round(side * ratio)) for side in plain.size], Image.Resampling.BICUBIC)
     return Case(
         counted(truth["labels"]),

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from steps.images import upright
+from steps import scans
 from steps.params import Validation
 from steps.tasks import Case, Expectation, target_of
 from steps.tasks.of_images import OfImages
@@ -33,8 +33,8 @@ class ImageMultilabel(OfLabels, OfImages):
 
     def case(self, row: Any, said: dict[str, Any], folder: Path) -> Case:  # noqa: ANN401 - a row of a data frame
         """The labels, and the picture."""
-        with Image.open(folder / row.path) as image, io.BytesIO() as stream:
-            small = upright(image)
+        with io.BytesIO() as stream:
+            small = scans.picture(folder / row.path)
             scale = SIDE / max(small.size)
             size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
             small.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC).save(

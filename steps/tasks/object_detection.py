@@ -164,7 +164,14 @@ class ObjectDetection(OfTargets, OfImages):
         assert isinstance(said, list)
         return metrics.shares(truths, said, classes)
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """Nothing at all; and the mean box of each class, wherever it is."""
         truths = self.truths(rows[rows["split"] == "train"])
         tested = self.truths(rows[rows["split"] == "test"])

@@ -67,7 +67,14 @@ class OfClasses:
         probabilities = np.asarray(said, dtype=np.float64)
         return {name: metrics.per_item(name, truth, probabilities) for name in metrics.OF_CLASSES}
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """None of its own: baseline fits classifiers on features, pixels or words."""
         return {}
 

@@ -498,7 +498,7 @@ class OfDocuments(OfTexts):
         """The beginning of a document with what was hidden of it and what was guessed."""
         marks = tuple(zip(said["pieces"], said["marks"], strict=True))
         return Case(
-            f"{said['tokens']} hidden tokens",
+            f"{said['tokens']} tokens asked for",
             f"{said['correct']} right, loss {said['loss']:.3f}",
             marks=marks,
         )

@@ -22,7 +22,7 @@ from steps.artifacts import read_json
 from steps.errors import DataError, UserError
 from steps.images import upright
 from steps.params import Machine, Model, Validation
-from steps.scans import FORMATS, Rule, opened, picture, size_of
+from steps.scans import FORMATS, PLAIN, Rule, opened, picture, size_of
 from steps.tasks import Content, Expectation
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from steps.augment import Views
 
-__all__ = ["FORMATS", "ImageSamples", "OfImages", "picture", "size_of"]
+__all__ = ["FORMATS", "PLAIN", "ImageSamples", "OfImages", "picture", "size_of"]
 
 # Decoded images kept in memory where nobody says how much.
 MEMORY_BYTES = 1 << 30
@@ -43,8 +43,6 @@ FACTS = (
     "width", "height", "decode_error", "content", "perceptual",
     "bits", "bands", "lowest", "highest", "personal",
 )  # fmt: skip
-# Nothing is said of scans.
-PLAIN = Rule()
 # Hashes compared at a time: 512 x 100,000 distances are 50 MB.
 BLOCK = 512
 

@@ -30,7 +30,7 @@ class OfLabels(OfTargets):
     """A task of several labels: a target is the list of a sample's labels."""
 
     def label_facts(self, manifest: pd.DataFrame, settings: Validation) -> pd.DataFrame:
-        """The column `unknown_labels`: those of a sample that are not allowed, joined; None where there are none."""
+        """The column `unknown_labels`: those of a sample that are not allowed; None where there are none."""
         allowed = None if settings.labels is None else set(settings.labels)
         found = []
         for row in manifest.itertuples():
@@ -94,7 +94,14 @@ class OfLabels(OfTargets):
             "micro_f1": micro_f1_shares(truth, found >= THRESHOLD),
         }
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """Of every sample the same: how frequent each label is among those trained on."""
         frequent = of_each(self.truths(rows[rows["split"] == "train"]), classes).mean(axis=0)
         one = {

@@ -1,4 +1,4 @@
-"""What all tasks share whose target is more than a class: boxes, masks, tags, spans, texts, several labels."""
+"""What all tasks share whose target is more than a class: boxes, masks, tags, texts, several labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from steps.params import Validation
+from steps.params import Model, Validation
 from steps.tasks import Expectation, Simple, target_of
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from steps.network import Inputs
 
-# A target may be told of in an expectation by its column `target_error`: why it cannot be used, None where it can.
 PRESENT = Expectation(
     "targets_present",
     "ExpectColumnValuesToNotBeNull",
@@ -45,7 +44,14 @@ class OfTargets:
         """The targets as the reader of the raw data wrote them."""
         return [target_of(row) for row in rows.itertuples()]
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """None."""
         return {}
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from steps.artifacts import read_json
 from steps.errors import DataError, UserError
 from steps.params import Machine, Model, Validation
-from steps.tasks import Content, Expectation
+from steps.tasks import Content, Expectation, languages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,7 @@ class OfTexts:
                 "near_duplicate_of": near,
                 "near_group": likeness,
                 "split_key": likeness,
+                "other_language": pd.Series(languages.others(texts), manifest.index, dtype=object),
             },
             index=manifest.index,
         )
@@ -68,6 +69,13 @@ class OfTexts:
                 "ExpectColumnValuesToBeBetween",
                 {"column": "characters", "max_value": settings.max_characters},
                 "the text has {characters} characters, more than max_characters",
+            ),
+            Expectation(
+                "language_consistent",
+                "ExpectColumnValuesToBeNull",
+                {"column": "other_language"},
+                "is written in {other_language!r}, most texts are not",
+                text="no text of 100 characters or more is in another language than most",
             ),
         ]
 
@@ -112,6 +120,7 @@ class OfPairs(OfTexts):
                 "near_duplicate_of": _repeated(manifest["id"], contents, in_order),
                 "near_group": unordered,
                 "split_key": unordered,
+                "other_language": pd.Series(languages.others(texts), manifest.index, dtype=object),
             },
             index=manifest.index,
         )

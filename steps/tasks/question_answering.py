@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ANSWERABLE, UNANSWERABLE = "answerable", "unanswerable"
 # Start and end of what is no answer.
 NOWHERE = -1
-_SENTENCE = re.compile(r"[^.!?]*[.!?]*")
+_SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s)|\Z)", re.DOTALL)
 
 
 class QuestionAnswering(OfTargets, OfPairs):
@@ -127,7 +127,14 @@ class QuestionAnswering(OfTargets, OfPairs):
         assert isinstance(said, list)
         return answer_metrics.scores(truths, [one["answer"] for one in said])
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """The sentence that shares most words with the question, and no answer at all."""
         test = rows[rows["split"] == "test"]
         sentences = [_alike(str(row.text), str(row.pair)) for row in test.itertuples()]
@@ -234,20 +241,13 @@ def _said(answer: str, start: int, score: float) -> dict[str, Any]:
 def _alike(question: str, context: str) -> dict[str, Any]:
     """The sentence with most of the question's words; of equals the shortest, of these the first."""
     asked = set(answer_metrics.normalised(question).split())
-    spans = [_bare(context, *found.span()) for found in _SENTENCE.finditer(context)]
+    spans = [(found.start(), len(found[0].rstrip())) for found in _SENTENCE.finditer(context)]
     shared = [
-        (-len(asked & set(answer_metrics.normalised(context[start:end]).split())), end - start, start)
-        for start, end in spans
-        if start < end
+        (-len(asked & set(answer_metrics.normalised(context[start : start + length]).split())), length, start)
+        for start, length in spans
     ]
     least, length, start = min(shared)
     return _said(context[start : start + length], start, -least / max(1, len(asked)))
-
-
-def _bare(text: str, start: int, end: int) -> tuple[int, int]:
-    """The same part without the blanks around it."""
-    part = text[start:end]
-    return start + len(part) - len(part.lstrip()), start + len(part.rstrip())
 
 
 def marked(

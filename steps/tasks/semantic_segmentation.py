@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steps.arms import Arm
 from steps.errors import UserError
-from steps.images import mask_of
+from steps.images import mask_of, mask_size
 from steps.params import Machine, Model, Validation
 from steps.tasks import Ask, Case, Content, Criterion, Expectation, Said, Simple, target_of
 from steps.tasks import segmentation_baselines as baselines
@@ -139,7 +139,14 @@ class SemanticSegmentation(OfTargets, OfImages):
         )
         return judged.shares(judged.counted(pairs, len(classes)))
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """The most frequent class everywhere, and each pixel's class by its colour alone."""
         return baselines.baselines(self, rows, classes, folder)
 
@@ -157,7 +164,7 @@ def _wrong(target: object, image: Path, readable: bool) -> tuple[str | None, str
         return held.get("misfit"), held.get("unknown")
     if not readable:
         return None, None
-    height, width = mask_of(held["mask"]).shape
+    width, height = mask_size(held["mask"])
     found = size_of(image)
     if found != (width, height):
         return f"the mask has {width} x {height} pixels, its image {found[0]} x {found[1]}", None

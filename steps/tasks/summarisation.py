@@ -87,8 +87,8 @@ class Summarisation(OfTargets, OfTexts):
         head = network.language_head(backbone, folder if given else None)
         if arm.tune == "head" and not list(head.parameters()):
             raise UserError(
-                "the output layer is the embeddings' own matrix: `tune: head` leaves nothing to train; leave the "
-                "arm out of this experiment with `null`"
+                "the output layer is the embeddings' own matrix: `tune: head` leaves nothing to train; leave "
+                "the arm out of this experiment with `null`"
             )
         return head
 
@@ -125,14 +125,21 @@ class Summarisation(OfTargets, OfTexts):
         return [{"summary": text} for text in found]
 
     def scores(self, truths: list[Any], said: Said, classes: list[str]) -> dict[str, NDArray[np.float64]]:
-        """F-measures of ROUGE-L, -1 and -2 of each text (Lin, ROUGE, 2004), by rouge_score, without stemming."""
+        """F-measures of ROUGE-L, -1 and -2 of each text (Lin, ROUGE, 2004), by rouge_score, unstemmed."""
         from rouge_score.rouge_scorer import RougeScorer
 
         scorer = RougeScorer(list(ROUGE.values()))
         found = [scorer.score(truth, one["summary"]) for truth, one in zip(truths, said, strict=True)]
         return {name: np.array([one[key].fmeasure for one in found]) for name, key in ROUGE.items()}
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """The beginning of the text: its first sentence, and as many words as texts to be written have."""
         train, test = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
         words = round(float(np.mean([len(str(one).split()) for one in self.truths(train)])))

@@ -145,7 +145,14 @@ class TokenClassification(OfTargets, OfTexts):
         assert isinstance(said, list)
         return token_metrics.scores(truths, said)
 
-    def baselines(self, rows: pd.DataFrame, classes: list[str], folder: Path) -> Mapping[str, Simple]:
+    def baselines(
+        self,
+        rows: pd.DataFrame,
+        classes: list[str],
+        folder: Path,
+        model: Model | None = None,
+        pretrained: Path | None = None,
+    ) -> Mapping[str, Simple]:
         """Each word's most frequent tag, and nothing at all."""
         train, test = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
         counts: dict[str, Counter[str]] = defaultdict(Counter)

@@ -16,6 +16,7 @@ from steps.tasks.of_texts import (
     Frame,
     Rows,
     WindowSamples,
+    columns_of,
     frame_of,
     located,
     padding_of,
@@ -43,8 +44,8 @@ class WordSamples(WindowSamples):
     """
 
     def __init__(self, contents: Sequence[Content], pretrained: Path, max_tokens: int) -> None:
-        self.texts = [content for content in contents if isinstance(content, str)]
-        assert len(self.texts) == len(contents)
+        self.texts, pairs = columns_of(contents)
+        assert pairs is None, "one text each"
         tokenizer = tokenizer_of(pretrained)
         frame = frame_of(tokenizer, pretrained, pair=False)
         room = max_tokens - frame.tokens

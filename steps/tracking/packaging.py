@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import steps
+from steps import artifacts
 from steps.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -21,15 +22,24 @@ FORMAT = 1
 # Distributions that the loader imports, directly or through the libraries it names itself.
 COMMON = ("numpy", "pandas", "pyarrow", "pydantic", "ruamel-yaml", "safetensors", "torch")
 OF_CONTENT = {
-    "image": ("imagehash", "pillow", "pydicom", "scipy", "tifffile", "timm", "torchvision"),
-    "text": ("transformers",),
+    "image": (
+        "imagecodecs",
+        "imagehash",
+        "pillow",
+        "pydicom",
+        "scipy",
+        "tifffile",
+        "timm",
+        "torchvision",
+    ),
+    "text": ("huggingface-hub", "transformers"),
 }
 # What a task needs beside that.
 OF_TASK = {
     "object-detection": ("pycocotools",),
     "semantic-segmentation": ("segmentation-models-pytorch",),
     "summarisation": ("rouge-score", "sentencepiece"),
-}
+}  # fmt: skip
 
 
 def save(
@@ -38,6 +48,7 @@ def save(
     *,
     data: Path,
     task: str,
+    others: tuple[str, ...] = (),
     example: pd.DataFrame,
     about: dict[str, Any],
 ) -> None:
@@ -48,6 +59,7 @@ def save(
         described: MLflow's description, already tied to a run.
         data: the folder the loader will be given, as `steps/serving.py` tells.
         task: name of the task.
+        others: what is needed beside what the task needs, pinned.
         example: an input.
         about: metadata, kept in the MLmodel file.
     """
@@ -67,7 +79,7 @@ def save(
         mlflow_model=described,
         signature=ModelSignature(inputs, outputs),
         input_example=example,
-        pip_requirements=requirements(task),
+        pip_requirements=[*requirements(task), *others],
         metadata=about,
     )
 
@@ -89,3 +101,16 @@ def requirements(task: str) -> list[str]:
     names = sorted({"mlflow", *COMMON, *OF_CONTENT[KINDS[task].content], *OF_TASK.get(task, ())})
     # A local part such as `+cpu` names a build that the public index does not have.
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+def of_tensorflow(pretrained: Path) -> tuple[str, ...]:
+    """What a SavedModel needs, pinned to the versions that fetch tried it with; nothing of other weights.
+
+    Args:
+        pretrained: the folder that fetch made.
+    """
+    if artifacts.saved_model(pretrained) is None:
+        return ()
+    told = artifacts.read_json(pretrained / "provenance.json", "python -m steps.fetch")
+    names = {"tensorflow-cpu": "tensorflow", "tensorflow-text": "tensorflow_text"}
+    return tuple(f"{name}=={told[key].split('+')[0]}" for name, key in names.items() if key in told)

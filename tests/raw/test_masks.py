@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from steps.errors import DataError, ParamsError
-from steps.images import IGNORED, mask_of, mask_text
+from steps.images import IGNORED, mask_of, mask_size, mask_text
 from steps.layouts import MasksData
 from steps.params import parse
 from steps.raw import RawSample, masks
@@ -216,6 +216,7 @@ def test_a_mask_as_text_comes_back_as_it_was() -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (7, 5), dtype=np.uint8)
     assert (mask_of(mask_text(drawn)) == drawn).all()
     assert (mask_of(mask_text(drawn, level=1)) == drawn).all()
+    assert mask_size(mask_text(drawn)) == (5, 7)
     for text in ("", "no base64!", mask_text(drawn)[:40]):
         with pytest.raises(ValueError, match="mask"):
             mask_of(text)

@@ -1,4 +1,4 @@
-"""A clone with one experiment on a toy backbone, taken through every step in this process; seconds, not minutes."""
+"""A clone with one experiment on a toy backbone, taken through every step in this process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests import twin
 from tests.tracking import made
 
 NAME = "toy"
-# Run in a process of its own, where every connection is refused: nothing but the model's own files may be needed.
+# Run in a process of its own, where every connection is refused: only the model's own files are there.
 PREDICTS = """
 import json, socket, sys
 
@@ -44,7 +45,7 @@ print(json.dumps([plain(row) for row in found.to_dict(orient="records")]))
 
 
 def lay_out(root: Path, experiment: dict[str, Any], pretrained: dict[str, Any] | None = None) -> None:
-    """Make `root` a clone with this one experiment, and go there; packages `toy_vision` and `toy_text` are made.
+    """Make `root` a clone with this one experiment; packages `toy_vision` and `toy_text` are made.
 
     Args:
         root: an empty folder, the working directory from now on.
@@ -80,21 +81,20 @@ def run(*, until: str = "register") -> dict[str, Any]:
         ingest,
         register,
         split,
-        train,
         validate,
     )
 
     settings = Path("work/params") / NAME
     slug = json.loads((settings / "compare.json").read_text())["model"]["pretrained"]
     arms = [path.stem for path in sorted((settings / "arms").iterdir())]
-    steps = {
+    steps: dict[str, Callable[[], None]] = {
         "ingest": lambda: ingest.ingest(NAME),
         "validate": lambda: validate.validate(NAME),
         "split": lambda: split.split(NAME),
         "fetch": lambda: fetch.fetch(slug),
         "embed": lambda: embed.embed(NAME),
         "baseline": lambda: baseline.baseline(NAME),
-        "train": lambda: [train.train(NAME, arm) for arm in arms],
+        "train": lambda: train_all(arms),
         "evaluate": lambda: evaluate.evaluate(NAME),
         "curve": lambda: curve.curve(NAME),
         "compare": lambda: compare.compare(NAME),
@@ -108,8 +108,16 @@ def run(*, until: str = "register") -> dict[str, Any]:
     return json.loads(report.read_text()) if report.exists() else {}
 
 
+def train_all(arms: list[str]) -> None:
+    """Train one arm after the other."""
+    from steps import train
+
+    for arm in arms:
+        train.train(NAME, arm)
+
+
 def predicted(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """What the champion says, loaded by MLflow in a fresh process without any network and without this code."""
+    """What the champion says, loaded by MLflow in a fresh process without network and without this code."""
     about = json.loads(artifacts.registration_file(NAME).read_text())
     uri = f"models:/{about['model']}/{about['version']}"
     environment = {

@@ -115,7 +115,7 @@ def test_training_lowers_the_loss(folder: Path) -> None:
 
 def test_the_unigram_baseline_knows_every_word(folder: Path) -> None:
     rows = pd.DataFrame({"text": [document(0), "The cat sat."], "split": ["train", "test"]})
-    found = TASK.baselines(rows, ["x"], Path(), model=MODEL, pretrained=folder)  # type: ignore[call-arg]
+    found = TASK.baselines(rows, ["x"], Path(), model=MODEL, pretrained=folder)
     said = found["unigram"].said[0]
     assert said["tokens"] == 4
     assert 0 < said["loss"] < np.log(33) + 1

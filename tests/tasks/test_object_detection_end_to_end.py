@@ -15,7 +15,7 @@ from steps import artifacts, data, tasks
 from steps.raw.drawn_boxes import SHAPES, shapes_boxes
 from tests.tasks import clone
 
-IMAGES = 30
+IMAGES = 24
 
 
 def written(root: Path) -> None:
@@ -47,6 +47,7 @@ def test_boxes_from_a_file_to_a_registered_model(tmp_path: Path, monkeypatch: py
             "data": {"source": "coco", "path": "raw", "annotations": "boxes.json"},
             "model": {"pretrained": "toy-vision", "image_size": 64, "max_boxes": 5},
             "validation": {"on_reject": "drop"},
+            "training": {"epochs": 1, "batch_size": 8, "seeds": [1, 2]},
         },
     )
     found = clone.run()

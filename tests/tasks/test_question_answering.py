@@ -22,12 +22,15 @@ from steps import network, raw, tasks
 from steps.arms import Arm
 from steps.data import Batches
 from steps.errors import DataError, UserError
+from steps.ingest import ingest
 from steps.layouts import PackageData
 from steps.params import Model, Validation
 from steps.tasks import answer_metrics
 from steps.tasks.answer_network import SpanLoss, best_span, masked
 from steps.tasks.answer_samples import AnswerTargets, QuestionSamples, slid, tokens_of
 from steps.tasks.question_answering import marked
+from steps.validate import validate
+from tests.rawdata import settle_ingest, settle_validate
 from tests.tasks import clone
 
 TASK = tasks.get("question-answering")
@@ -417,11 +420,11 @@ def test_answers_that_are_not_there_are_told() -> None:
 
 
 def test_simple_methods() -> None:
-    context = "Ada lived in Paris. It was long ago! Bo lives in London, near the river."
+    context = "Ada lived in Paris. It was long ago! Bo lives in London, 3.5 miles off. "
     rows = frame(("Where does Bo live, near what?", context, [[49, "London"]]), ("Who?", " No end", []))
     found = TASK.baselines(rows.assign(split="test"), BOTH, Path())
     assert [one["answer"] for one in found["sentence"].said] == [
-        "Bo lives in London, near the river.",
+        "Bo lives in London, 3.5 miles off.",
         "No end",
     ]
     first = found["sentence"].said[0]
@@ -456,6 +459,51 @@ def test_the_synthetic_questions_are_the_same_every_time_and_their_answers_are_t
     assert {one.label for one in first} == set(BOTH)
     sides = pd.DataFrame({"group": [one.group for one in first], "split": [one.split for one in first]})
     assert (sides.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_validate_names_the_questions_and_goes_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[dict[str, Any]] = [
+        {"id": f"good-{at}", "question": f"{at}?", "answers": [{"text": "Ada", "answer_start": 0}]}
+        for at in range(3)
+    ]
+    asked += [
+        {"id": f"none-{at}", "question": f"{at}!!", "is_impossible": True, "answers": []} for at in range(3)
+    ]
+    asked += [
+        {"id": "misplaced", "question": "a?", "answers": [{"text": "Ada", "answer_start": 1}]},
+        {"id": "untold", "question": "b?", "answers": []},
+        {
+            "id": "both",
+            "question": "c?",
+            "is_impossible": True,
+            "answers": [{"text": "Ada", "answer_start": 0}],
+        },
+    ]
+    paragraphs = [
+        {"context": f"Ada {at}", "qas": [{**one, "id": f"{at}-{one['id']}"} for one in asked]} for at in "xy"
+    ]
+    Path("t.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    settle_ingest("facts", "question-answering", source="squad", path="t.json")
+    levels = {"no_near_duplicates": "warning"}
+    settle_validate("facts", "question-answering", on_reject="drop", min_per_class=2, levels=levels)
+    ingest("facts")
+    validate("facts")
+    rejected = pd.read_csv("work/facts/validation/rejected.csv").set_index("id")
+    assert rejected["expectation"].to_dict() == {
+        "x-untold": "targets_present",
+        "y-untold": "targets_present",
+        "x-misplaced": "answers_found",
+        "x-both": "answers_found",
+        "y-misplaced": "answers_found",
+        "y-both": "answers_found",
+    }
+    assert rejected["reason"]["x-misplaced"] == "answer 'Ada' is not at 1, where 'da ' stands"
+    accepted = pd.read_parquet("work/facts/validation/accepted.parquet")
+    assert len(accepted) == 12
+    assert TASK.classes(accepted) == BOTH
 
 
 # ---------------------------------------------------------------------------------------------- end to end

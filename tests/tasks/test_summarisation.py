@@ -19,15 +19,20 @@ from steps.params import Model
 from steps.tasks.summarisation import IGNORED, TeacherForcing, _first_sentence
 from tests.tasks import clone
 
-T5 = {
-    "vocab_size": 60, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2, "pad_token_id": 0,
-    "eos_token_id": 3, "decoder_start_token_id": 0, "dropout_rate": 0.0,
+T5: dict[str, Any] = {
+    "vocab_size": 60, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2,
+    "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0, "dropout_rate": 0.0,
 }  # fmt: skip
 NEW = {
     "source": "new", "library": "transformers", "architecture": "t5", "tokenizer": "toy-text",
     "config": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2},
 }  # fmt: skip
 TASK = tasks.get("summarisation")
+
+
+def of_texts(samples: Any, index: int) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = samples.batch([index])
+    return found
 
 
 def reports() -> list[raw.RawSample]:
@@ -53,7 +58,8 @@ def test_a_table_gives_texts_to_be_written(tmp_path: Path) -> None:
 
 def test_the_loss_is_transformers_own() -> None:
     torch.manual_seed(0)
-    reference = T5ForConditionalGeneration(T5Config(**T5)).eval()
+    reference: Any = T5ForConditionalGeneration(T5Config(**T5))
+    reference.eval()
     backbone = network.architecture(
         {"library": "transformers", "name": "t5", "config": T5}, gives="tokens"
     ).eval()
@@ -86,7 +92,8 @@ def test_what_is_written_is_what_transformers_writes(beams: int, tmp_path: Path)
 
     twin.text_package(tmp_path)
     torch.manual_seed(1)
-    reference = T5ForConditionalGeneration(T5Config(**T5)).eval()
+    reference: Any = T5ForConditionalGeneration(T5Config(**T5))
+    reference.eval()
     backbone = network.architecture({"library": "transformers", "name": "t5", "config": T5}, gives="tokens")
     backbone.model.load_state_dict(
         {name: one for name, one in reference.state_dict().items() if name in backbone.model.state_dict()}
@@ -100,10 +107,10 @@ def test_what_is_written_is_what_transformers_writes(beams: int, tmp_path: Path)
     tokenizer = tasks.summarisation.tokenizer_of(folder)  # type: ignore[attr-defined]
     for index, one in enumerate(said):
         alone = reference.generate(
-            **samples.batch([index]), max_new_tokens=6, num_beams=beams, do_sample=False,
+            **of_texts(samples, index), max_new_tokens=6, num_beams=beams, do_sample=False,
             eos_token_id=tokenizer.sep_token_id,
         )  # fmt: skip
-        assert one["summary"] == " ".join(tokenizer.decode(alone[0], skip_special_tokens=True).split())
+        assert one["summary"] == " ".join(str(tokenizer.decode(alone[0], skip_special_tokens=True)).split())
 
 
 def test_scores_are_those_of_rouge_score_also_of_nothing_and_of_signs() -> None:

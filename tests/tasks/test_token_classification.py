@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from steps import network, raw, tasks
 from steps.arms import Arm
 from steps.data import Batches
-from steps.errors import UserError
+from steps.errors import DataError, UserError
+from steps.ingest import ingest
 from steps.layouts import ConllData, PackageData
 from steps.params import Model, Validation
 from steps.tasks import token_metrics
@@ -29,6 +30,8 @@ from steps.tasks.token_classification import marked
 from steps.tasks.token_network import TagLoss
 from steps.tasks.token_samples import IGNORED, NO_WORD, WordSamples, cut, first_pieces
 from steps.tasks.token_spans import Worded, spans_of, tag_names, tags_of, words_of
+from steps.validate import validate
+from tests.rawdata import settle_ingest, settle_validate
 from tests.tasks import clone
 
 TASK = tasks.get("token-classification")
@@ -215,9 +218,7 @@ def test_windows_hold_the_first_piece_of_every_word_and_share_none(begins: list[
     assert all(end - start <= room for start, end in windows)
     assert all(start == 0 or firsts[start] >= 0 for start, _ in windows)
     kept = [int(word) for start, end in windows for word in firsts[start:end] if word >= 0]
-    # The tokens before the first word may fill a window by themselves.
-    assert kept == [int(word) for word in firsts if word >= 0] or not begins[0]
-    assert sorted(set(kept)) == kept
+    assert kept == [int(word) for word in firsts if word >= 0]
 
 
 def test_no_word_of_a_long_text_is_left_out(pretrained: Path) -> None:
@@ -233,6 +234,9 @@ def test_no_word_of_a_long_text_is_left_out(pretrained: Path) -> None:
     np.testing.assert_array_equal(
         samples.joined([1, 0], np.arange(8, dtype=np.float32)[:, None]).ravel(), [0, np.mean(range(1, 8))]
     )
+    assert WordSamples([], pretrained, 8).lengths == []
+    with pytest.raises(DataError, match="a text is empty"):
+        WordSamples(["a", " "], pretrained, 8)
     with pytest.raises(UserError, match="leaves no room for a word"):
         WordSamples(["a"], pretrained, 2)
 
@@ -402,6 +406,34 @@ def test_texts_without_windows_are_batched_as_any_other() -> None:
     assert not samples.windowed
     assert samples.lengths == [1, 2]
     assert samples.batch([1, 0])["input_ids"].tolist() == [[2, 3], [1, 0]]
+
+
+def test_validate_names_the_spans_and_goes_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = [{"text": f"Ada met number {at}", "spans": [[0, 3, "PER"]]} for at in range(3)]
+    good += [{"text": f"nobody met number {at}", "spans": []} for at in range(3)]
+    bad = [
+        {"text": "Ada is out", "spans": [[0, 99, "PER"]]},
+        {"text": "Ada is torn", "spans": [[0, 2, "PER"]]},
+        {"text": "Ada is not told of"},
+    ]
+    Path("t.jsonl").write_text("\n".join(json.dumps(row) for row in good + bad))
+    settle_ingest("names", "token-classification", source="jsonl", path="t.jsonl")
+    settle_validate("names", "token-classification", on_reject="drop", min_per_class=2)
+    ingest("names")
+    validate("names")
+    rejected = pd.read_csv("work/names/validation/rejected.csv")
+    assert rejected[["source", "expectation"]].to_numpy().tolist() == [
+        ["t.jsonl:9", "targets_present"],
+        ["t.jsonl:7", "spans_inside"],
+        ["t.jsonl:8", "tags_consistent"],
+    ]
+    assert "span 0-99 (PER) is no part" in rejected["reason"][1]
+    accepted = pd.read_parquet("work/names/validation/accepted.parquet")
+    assert TASK.classes(accepted) == ["O", "B-PER", "I-PER"]
+    assert len(accepted) == 6
 
 
 # ---------------------------------------------------------------------------------------------- end to end

@@ -7,10 +7,11 @@ import sys
 import grimp
 import pytest
 
+from steps.kinds import KINDS
 from steps.tracking import packaging
 
 
-@pytest.mark.parametrize("task", packaging.OF_TASK)
+@pytest.mark.parametrize("task", KINDS)
 def test_requirements_are_pinned_to_what_is_installed(task: str) -> None:
     pinned = dict(line.split("==") for line in packaging.requirements(task))
     assert {"mlflow", "torch", "safetensors", "numpy"} <= set(pinned)
@@ -26,14 +27,16 @@ def test_all_that_the_loader_imports_is_required() -> None:
     imported = {name for module in ours for name in graph.find_modules_directly_imported_by(module)}
     outside = {name for name in imported if not name.startswith("steps")} - set(sys.stdlib_module_names)
     distributions = importlib.metadata.packages_distributions()
-    required = {name for task in packaging.OF_TASK for name in (*packaging.COMMON, *packaging.OF_TASK[task])}
+    lists = (packaging.COMMON, *packaging.OF_CONTENT.values(), *packaging.OF_TASK.values())
+    required = {name for one in lists for name in one}
     missing = {
         name
         for name in outside
         if not {_normal(one) for one in distributions[name]} & set(map(_normal, required))
     }
-    # mlflow is there when it loads us; the others are imported where a training or a terminal asks for them.
-    assert missing <= {"mlflow", "accelerate", "peft", "rich"}
+    # mlflow is there when it loads us; the others are imported where a training, a terminal or validate asks
+    # for them.
+    assert missing <= {"mlflow", "accelerate", "peft", "py3langid", "rich"}
 
 
 def _normal(name: str) -> str:
