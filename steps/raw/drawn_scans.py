@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from steps.raw import RawData, RawSample
 
-PATIENTS, SCANS, SIDE, SEED = 32, 3, 64, 20_260_502
+PATIENTS, SCANS, SIDE, SEED = 72, 3, 64, 20_260_502
 NAMES = ("clear", "spot")
 # Values of the air, the body and what lies in it: a small part of what 16 bits can tell apart, so that the
 # upper 8 of them show next to nothing and a window is needed.
@@ -20,7 +20,7 @@ AIR, BODY, INNER, SPOT, NOISE = 30_000.0, 30_900.0, 30_300.0, 450.0, 60.0
 
 
 def drawn_scans() -> RawData:
-    """96 scans of 64 pixels: three of each of 32 patients, every other one with a bright spot inside.
+    """216 scans of 64 pixels: three of each of 72 patients, every other one with a bright spot inside.
 
     The scans of a patient share the shape of the body, so that a model could learn who it is: `group` keeps
     them together.
