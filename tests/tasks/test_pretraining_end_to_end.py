@@ -109,3 +109,45 @@ def test_from_images_to_a_registered_model(tmp_path: Path, monkeypatch: pytest.M
     assert said["loss"] > 0
     case = tasks.get("masked-image-model").case(row, said, artifacts.data_dir(clone.NAME))
     assert [content[:4] for _, content in case.pictures] == [b"RIFF"] * 3
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize(
+    ("task", "architecture", "config"),
+    [
+        (
+            "next-sentence-prediction",
+            "bert",
+            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        ),
+        ("causal-language-model", "gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2}),
+        (
+            "replaced-token-detection",
+            "electra",
+            {"embedding_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 16},
+        ),
+    ],
+)  # fmt: skip
+def test_other_pretraining_is_registered_too(
+    task: str, architecture: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is packaged says of a few documents what the network says of them, strangers included."""
+    monkeypatch.chdir(tmp_path)
+    documents(tmp_path)
+    (tmp_path / "raw/empty.txt").unlink()
+    new = {"source": "new", "library": "transformers", "tokenizer": "toy-text"}
+    clone.lay_out(
+        tmp_path,
+        {
+            "task": task,
+            "data": {"source": "documents", "path": "raw"},
+            "model": {"pretrained": "toy-new", "max_tokens": 24},
+            "arms": {"frozen": None, "full": None},
+        },
+        {"toy-new": {**new, "architecture": architecture, "config": config}},
+    )
+    found = clone.run()
+    assert [one["arm"] for one in found["arms"]] == ["scratch"]
+    assert artifacts.registration_file(clone.NAME).exists()
+    assert found["baselines"]
