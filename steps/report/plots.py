@@ -196,7 +196,8 @@ def efficiency(comparison: Mapping[str, Any], dress: Dress) -> Figure:
 
 
 def _unit(metric: str) -> str:
-    return ", %" if metrics.METRICS[metric].percent else ""
+    about = metrics.METRICS[metric]
+    return ", %" if about.percent else f",{about.unit}" if about.unit else ""
 
 
 # ----------------------------------------------------------------------------------------- confusion

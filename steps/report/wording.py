@@ -139,12 +139,14 @@ def sentence(text: str) -> str:
 
 def unit(metric: str) -> str:
     """What stands behind a value."""
-    return " %" if metrics.METRICS[metric].percent else ""
+    about = metrics.METRICS[metric]
+    return " %" if about.percent else about.unit
 
 
 def points_of(metric: str) -> str:
     """What stands behind a difference of two values."""
-    return " points" if metrics.METRICS[metric].percent else ""
+    about = metrics.METRICS[metric]
+    return " points" if about.percent else about.unit
 
 
 def counted(task: str) -> str:

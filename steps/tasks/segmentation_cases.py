@@ -40,8 +40,8 @@ def case(target: dict[str, Any], said: dict[str, Any], path: Path) -> Case:
     names: list[str] = target["classes"]
     image, truth, found = picture(path), mask_of(target["mask"]), mask_of(said["mask"])
     return Case(
-        f"true: {_words(truth, names)}",
-        f"predicted: {_words(found, names)}",
+        _words(truth, names),
+        _words(found, names),
         (
             ("image", _webp(image)),
             (f"true mask: {_legend(truth, names)}", _webp(_painted(image, truth))),

@@ -391,8 +391,8 @@ def test_a_case_shows_both_masks_with_their_legend(tmp_path: Path) -> None:
     mask[0, :4] = IGNORED
     row = pd.Series({"path": "a.png", "target": json.dumps(target(mask))})
     case = TASK.case(row, said_of(np.zeros_like(mask), NAMES), tmp_path)
-    assert case.predicted == "predicted: ground 100.0 %"
-    assert case.truth.startswith("true: ground 8")
+    assert case.predicted == "ground 100.0 %"
+    assert case.truth.startswith("ground 8")
     captions = [caption for caption, _ in case.pictures]
     assert captions == [
         "image",
