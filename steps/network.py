@@ -454,6 +454,12 @@ def take_channels(backbone: Backbone, channels: int) -> None:
     first.in_channels = channels
 
 
+def _channels(backbone: Backbone) -> int | None:
+    """Of the images it takes; None where it begins with no convolution."""
+    first = next((one for one in backbone.model.modules() if isinstance(one, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
+
+
 def architecture(description: dict[str, Any], drop_path: float = 0.0, gives: Gives = "pooled") -> Backbone:
     """A backbone with random weights, from the `architecture.json` that fetch wrote.
 
@@ -641,8 +647,10 @@ def reinitialise(backbone: Backbone, description: Path | dict[str, Any], top: in
         told: dict[str, Any] = read_json(description / "architecture.json", "python -m steps.fetch")
     else:
         told = description
-    fresh = _random(told, seed, backbone.gives).layers
-    for layer, new in list(zip(layers, fresh, strict=True))[len(layers) - top :]:
+    random = _random(told, seed, backbone.gives)
+    if (channels := _channels(backbone)) not in (None, CHANNELS):
+        take_channels(random, channels)
+    for layer, new in list(zip(layers, random.layers, strict=True))[len(layers) - top :]:
         for module, source in zip(layer.modules, new.modules, strict=True):
             module.load_state_dict(source.state_dict())
         with torch.no_grad():

@@ -67,3 +67,12 @@ def test_every_family_begins_with_a_convolution_that_can_be_adapted(name: str) -
     assert found.shape == (2, backbone.features)
     with pytest.raises(UserError, match="cannot be made to take 4 channels"):
         network.take_channels(backbone, 4)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_all_layers_can_be_drawn_anew_for_other_channels(pretrained: Path, channels: int) -> None:
+    backbone = network.build_backbone(pretrained, pretrained=True, channels=channels)
+    before = network.state_sha256(dict(backbone.model.state_dict()))
+    network.reinitialise(backbone, pretrained, len(backbone.layers), seed=3)
+    assert network.state_sha256(dict(backbone.model.state_dict())) != before
+    assert backbone(torch.zeros(1, channels, 32, 32)).shape == (1, backbone.features)  # type: ignore[union-attr]
