@@ -75,4 +75,6 @@ def test_all_layers_can_be_drawn_anew_for_other_channels(pretrained: Path, chann
     before = network.state_sha256(dict(backbone.model.state_dict()))
     network.reinitialise(backbone, pretrained, len(backbone.layers), seed=3)
     assert network.state_sha256(dict(backbone.model.state_dict())) != before
-    assert backbone(torch.zeros(1, channels, 32, 32)).shape == (1, backbone.features)  # type: ignore[union-attr]
+    found = backbone.eval()(torch.zeros(2, channels, 32, 32))
+    assert isinstance(found, torch.Tensor)
+    assert found.shape == (2, backbone.features)
