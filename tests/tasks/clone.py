@@ -71,8 +71,8 @@ def lay_out(root: Path, experiment: dict[str, Any], pretrained: dict[str, Any] |
         artifacts.write_json(path, settings.model_dump(mode="json"))
 
 
-def run(*, until: str = "register") -> dict[str, Any]:
-    """Take the experiment through its steps, up to one of them; gives comparison.json where it was made."""
+def run(*, after: str = "", until: str = "register") -> dict[str, Any]:
+    """Take the experiment through its steps, or a part of them; gives comparison.json where it was made."""
     from steps import (
         baseline,
         compare,
@@ -102,10 +102,9 @@ def run(*, until: str = "register") -> dict[str, Any]:
         "compare": lambda: compare.compare(NAME),
         "register": lambda: register.register(NAME),
     }
-    for name, step in steps.items():
-        step()
-        if name == until:
-            break
+    names = list(steps)
+    for name in names[names.index(after) + 1 if after else 0 : names.index(until) + 1]:
+        steps[name]()
     report = artifacts.report_dir(NAME) / "comparison.json"
     return json.loads(report.read_text()) if report.exists() else {}
 
