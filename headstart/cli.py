@@ -106,7 +106,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     out: Annotated[Path | None, typer.Option(help="The CSV file to write, for a folder or table.")] = None,
 ) -> None:
-    """Predict with an experiment's champion: label and probability."""
+    """Ask an experiment's champion: labels, boxes, answers, whatever its task gives."""
     # A path is meant from where the user stands, a text is left as it is.
     absolute = [str(Path(one).absolute()) if _is_path(one) else one for one in inputs]
     options = ["--json"] * as_json + (["--out", str(out.absolute())] if out else [])
