@@ -151,3 +151,6 @@ def test_other_pretraining_is_registered_too(
     assert [one["arm"] for one in found["arms"]] == ["scratch"]
     assert artifacts.registration_file(clone.NAME).exists()
     assert found["baselines"]
+    (said,) = clone.predicted([{"text": "Rose and tulip bloom. The soil is old. Water the leaf."}])
+    assert set(said) == set(KINDS[task].outputs)
+    assert said["tokens"] > 0
