@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from steps.errors import DataError
 from steps.params import TableData
 from steps.raw import SPLIT_NAMES, RawData, RawSample, decode, few, present
+from steps.raw.jsonl import objects
 
 # Where each row was found, and its cells by column: of the whole table, or of the columns we use.
 Found = list[tuple[str, dict[str, Any]]]
@@ -163,20 +164,8 @@ def _read_csv(path: Path, encoding: str, separator: str) -> tuple[list[str], Fou
 
 
 def _read_jsonl(path: Path, encoding: str) -> tuple[list[str], Found]:
-    columns: dict[str, None] = {}
-    rows: Found = []
-    for number, line in enumerate(decode(path.read_bytes(), encoding, str(path)).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}:{number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is no valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise DataError(f"{where} is no JSON object, but {type(value).__name__}")
-        columns |= dict.fromkeys(value)
-        rows.append((where, value))
+    rows = [*objects(path, encoding)]
+    columns = {name: None for _, row in rows for name in row}
     return list(columns), rows
 
 
