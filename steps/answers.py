@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steps.kinds import KINDS
+from steps.kinds import KINDS, SHARE
 from steps.tasks import Said, Task
-
-# Before the name of a metric: each item's share in it.
-SHARE = "share_"
 
 
 def columns(task: Task, rows: pd.DataFrame, said: Said, classes: list[str]) -> dict[str, Any]:
@@ -40,3 +37,9 @@ def columns(task: Task, rows: pd.DataFrame, said: Said, classes: list[str]) -> d
     shares = task.scores(task.truths(rows), said, classes)
     texts = [json.dumps(one, ensure_ascii=False, sort_keys=True) for one in said]
     return {"predicted": texts, **{f"{SHARE}{name}": shares[name] for name in kind.metrics}}
+
+
+def finite(columns: dict[str, Any]) -> bool:
+    """Whether all probabilities or shares are finite."""
+    numbers = [one for name, one in columns.items() if name == "probabilities" or name.startswith(SHARE)]
+    return all(bool(np.isfinite(np.asarray(one)).all()) for one in numbers)

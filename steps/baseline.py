@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from steps import answers, artifacts, classical, data, entry, ledger, metrics, params, tasks
 from steps.classical import Baseline, Sides
 from steps.errors import DataError
-from steps.kinds import KINDS
+from steps.kinds import KINDS, SHARE
 from steps.params import BaselineSettings
 from steps.scans import Rule
 
@@ -105,7 +105,7 @@ def of_targets(experiment: str, settings: BaselineSettings, rows: pd.DataFrame) 
         write(pd.DataFrame(columns=list(OF_SUSPECTS)), folder / "suspects.parquet")
         record(experiment, settings, used, list(found))
     metric = settings.evaluation.metric
-    values = {name: float(np.mean(columns[f"{answers.SHARE}{metric}"])) for name, columns in told.items()}
+    values = {name: float(np.mean(columns[f"{SHARE}{metric}"])) for name, columns in told.items()}
     said = ", ".join(f"{name} {metrics.figure(metric, value)}" for name, value in values.items())
     entry.say(f"baselines, {metrics.SHOWN[metric]} on {len(test)} test items: {said or 'none'}")
 
@@ -115,7 +115,7 @@ def write_answers(
 ) -> None:
     """A row for each baseline and test sample: id, baseline, predicted, and its share in every metric."""
     types = {"id": pa.string(), "baseline": pa.string(), "predicted": pa.string()}
-    schema = pa.schema(types | {f"{answers.SHARE}{name}": pa.float64() for name in names})
+    schema = pa.schema(types | {f"{SHARE}{name}": pa.float64() for name in names})
     tables = [
         pa.table(
             {

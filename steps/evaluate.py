@@ -31,7 +31,7 @@ from steps import (
     tasks,
 )  # fmt: skip
 from steps.errors import HeadstartError
-from steps.kinds import KINDS, Kind
+from steps.kinds import KINDS, SHARE, Kind
 from steps.params import EvaluateSettings
 
 # The most confident ones are looked at.
@@ -142,13 +142,13 @@ def evaluate(experiment: str) -> None:
     settings = params.read_settings(EvaluateSettings, artifacts.settings_file(experiment, "evaluate"))
     scene = Scene(experiment, settings, data.read_split(experiment))
     tested = predictions(scene, "test")
-    scores = {arm: scores_of(scene, tested, arm) for arm in settings.arms}
+    columns = columns_of(scene, "test", tested)
+    scores = {arm: scores_of(scene, tested, columns, arm) for arm in settings.arms}
     with artifacts.new_folder(artifacts.evaluation_dir(experiment)) as folder:
-        table(scene, "test", tested).to_parquet(folder / "predictions.parquet", index=False)
+        table(scene, "test", columns).to_parquet(folder / "predictions.parquet", index=False)
         # For what is fitted after the training, such as a temperature.
-        table(scene, "validation", predictions(scene, "validation")).to_parquet(
-            folder / "validation.parquet", index=False
-        )
+        validated = columns_of(scene, "validation", predictions(scene, "validation"))
+        table(scene, "validation", validated).to_parquet(folder / "validation.parquet", index=False)
         mistakes(scene, best_run(scene), tested).to_parquet(folder / "mistakes.parquet", index=False)
         found = {"classes": scene.classes, "test_size": len(scene.part("test")), "arms": scores}
         artifacts.write_json(folder / "scores.json", found)
@@ -157,24 +157,29 @@ def evaluate(experiment: str) -> None:
 
 
 def predictions(scene: Scene, split: str) -> dict[Run, tasks.Said]:
-    """What every model says of a split.
-
-    Raises:
-        HeadstartError: probabilities or scores are not finite.
-    """
-    truths = scene.task.truths(scene.part(split))
+    """What every model says of a split."""
     frozen = scene.features(split)
     # Decoded or tokenised once for all networks, and not at all where there are heads alone.
     whole = None if all(map(scene.on_features, scene.runs)) else scene.samples(split)
     found: dict[Run, tasks.Said] = {}
     for run in scene.runs:
         model, samples = model_and_samples(scene, run, whole, frozen)
-        said = scene.task.predict(model, samples, scene.ask)
-        shares = scene.task.scores(truths, said, scene.classes)
-        if not all(np.isfinite(one).all() for one in shares.values()):
-            raise HeadstartError(f"{run}: what it says of {split} is not finite; train the arm again")
-        found[run] = said
+        found[run] = scene.task.predict(model, samples, scene.ask)
     return found
+
+
+def columns_of(scene: Scene, split: str, found: dict[Run, tasks.Said]) -> dict[Run, dict[str, Any]]:
+    """The same as columns, with each item's shares in the metrics where the task has no classes.
+
+    Raises:
+        HeadstartError: probabilities or shares are not finite.
+    """
+    rows = scene.part(split)
+    columns = {run: answers.columns(scene.task, rows, said, scene.classes) for run, said in found.items()}
+    for run, one in columns.items():
+        if not answers.finite(one):
+            raise HeadstartError(f"{run}: what it says of {split} is not finite; train the arm again")
+    return columns
 
 
 def model_and_samples(
@@ -188,42 +193,42 @@ def model_and_samples(
     return checkpoint.load_network(folder, scene.pretrained), whole
 
 
-def table(scene: Scene, split: str, found: dict[Run, tasks.Said]) -> pd.DataFrame:
+def table(scene: Scene, split: str, columns: dict[Run, dict[str, Any]]) -> pd.DataFrame:
     """Predictions of all models, one row for each model and sample."""
-    rows = scene.part(split)
+    ids = scene.part(split)["id"].to_numpy()
     frames = [
         pd.DataFrame(
             {
-                "id": rows["id"].to_numpy(),
+                "id": ids,
                 "arm": run.arm,
                 "resample": run.resample,
                 "seed": run.seed,
-                **answers.columns(scene.task, rows, said, scene.classes),
+                **own,
             }
         )
-        for run, said in found.items()
+        for run, own in columns.items()
     ]
     return pd.concat(frames, ignore_index=True)
 
 
-def scores_of(scene: Scene, tested: dict[Run, tasks.Said], arm: str) -> dict[str, Any]:
+def scores_of(
+    scene: Scene, tested: dict[Run, tasks.Said], columns: dict[Run, dict[str, Any]], arm: str
+) -> dict[str, Any]:
     """The metrics of every run of an arm, by the run's name."""
     found = {}
     for run, said in tested.items():
         if run.arm == arm:
-            found[run.name] = summary(scene, said)
+            found[run.name] = summary(scene, said, columns[run])
             entry.say(f"{scene.experiment}/{run}: {told(found[run.name], scene.kind)}")
     return found
 
 
-def summary(scene: Scene, said: tasks.Said) -> dict[str, Any]:
+def summary(scene: Scene, said: tasks.Said, columns: dict[str, Any]) -> dict[str, Any]:
     """The metrics of one model; of a classifier those of each class too."""
-    rows = scene.part("test")
     if scene.kind.classified:
-        truth = data.label_indices(rows["label"], scene.classes)
+        truth = data.label_indices(scene.part("test")["label"], scene.classes)
         return metrics.summary(truth, np.asarray(said, dtype=np.float64), scene.classes)
-    shares = scene.task.scores(scene.task.truths(rows), said, scene.classes)
-    return {name: float(shares[name].mean()) for name in scene.kind.metrics}
+    return {name: float(columns[f"{SHARE}{name}"].mean()) for name in scene.kind.metrics}
 
 
 def means(scores: dict[str, dict[str, Any]], kind: Kind) -> dict[str, dict[str, float]]:

@@ -88,7 +88,7 @@ def _rows(samples: Iterator[RawSample], folder: Path) -> Iterator[dict[str, Any]
             "text": sample.content if path is None else None,
             "pair": sample.pair,
             "label": sample.label,
-            "target": _target(sample, folder),
+            "target": _target(sample),
             "sha256": sha256,
             "size": size,
             "source": sample.source,
@@ -112,14 +112,11 @@ def _name(sample: RawSample, sha256: str, taken: set[str]) -> str:
     return name
 
 
-def _target(sample: RawSample, folder: Path) -> str | None:
-    """The target as JSON, its files stored beside the samples; None where the label says it all."""
+def _target(sample: RawSample) -> str | None:
+    """The target as JSON; None where the label says it all."""
     if sample.target is None:
         return None
-    stored = {key: _store(content, folder)[0] for key, content in sample.files.items()}
-    assert not stored or isinstance(sample.target, dict)
-    target = sample.target | stored if stored else sample.target
-    return json.dumps(target, ensure_ascii=False, sort_keys=True)
+    return json.dumps(sample.target, ensure_ascii=False, sort_keys=True)
 
 
 def _text_facts(text: str, pair: str | None) -> tuple[int, str]:

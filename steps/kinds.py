@@ -13,6 +13,8 @@ from steps.settings import suggest
 
 Content = Literal["image", "text"]
 Gives = Literal["pooled", "tokens", "maps"]
+# Of the column with each item's share in a metric, before the metric's name.
+SHARE = "share_"
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,6 @@ class Kind:
     def changes(self) -> bool:
         """Every epoch has inputs or labels of its own: nothing can be computed once for all of them."""
         return self.own_labels or self.fresh
-
-    @property
-    def library(self) -> str:
-        """The library that its backbones are usually of."""
-        return "timm" if self.content == "image" else "transformers"
 
 
 _OF_CLASSES = ("accuracy", "macro_f1", "log_loss")

@@ -27,6 +27,7 @@ from steps import families
 from steps.artifacts import read_json, sha256_json
 from steps.errors import UserError, WeightsError
 from steps.families import Layer, Part, language
+from steps.kinds import Gives
 
 __all__ = [
     "Backbone",
@@ -61,8 +62,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 Inputs = Tensor | dict[str, Tensor]
 Outputs = Tensor | dict[str, Tensor] | list[Tensor]
 Kind = Literal["linear", "mlp"]
-# What a backbone hands to a head: see `Backbone`.
-Gives = Literal["pooled", "tokens", "maps"]
 # What hubs call the output layer of a model that writes texts.
 LM_HEAD = "lm_head.weight"
 # The side of the square that the sizes of maps are found out with, in pixels.
@@ -224,7 +223,8 @@ class Backbone(nn.Module):
                 "EfficientNet, MobileNetV3, RegNet, ResNet or ConvNeXt"
             )
         weight = next(self.parameters())
-        first = next(module for module in self.model.modules() if isinstance(module, nn.Conv2d))
+        first = first_convolution(self)
+        assert first is not None, "of images"
         image = torch.zeros(1, first.in_channels, PROBED_SIDE, PROBED_SIDE, device=weight.device)
         training = self.training
         self.eval()
@@ -442,7 +442,7 @@ def take_channels(backbone: Backbone, channels: int) -> None:
     """
     from timm.models import adapt_input_conv
 
-    first = next((one for one in backbone.model.modules() if isinstance(one, nn.Conv2d)), None)
+    first = first_convolution(backbone)
     if first is None or first.in_channels != CHANNELS or first.groups != 1:
         raise UserError(
             f"{backbone.name!r} cannot be made to take {channels} channels: name three `model.bands`, or "
@@ -454,10 +454,9 @@ def take_channels(backbone: Backbone, channels: int) -> None:
     first.in_channels = channels
 
 
-def _channels(backbone: Backbone) -> int | None:
-    """Of the images it takes; None where it begins with no convolution."""
-    first = next((one for one in backbone.model.modules() if isinstance(one, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+def first_convolution(backbone: Backbone) -> nn.Conv2d | None:
+    """What an image meets first, which tells how many channels it has; None where there is no convolution."""
+    return next((one for one in backbone.model.modules() if isinstance(one, nn.Conv2d)), None)
 
 
 def architecture(description: dict[str, Any], drop_path: float = 0.0, gives: Gives = "pooled") -> Backbone:
@@ -648,8 +647,9 @@ def reinitialise(backbone: Backbone, description: Path | dict[str, Any], top: in
     else:
         told = description
     random = _random(told, seed, backbone.gives)
-    if (channels := _channels(backbone)) not in (None, CHANNELS):
-        take_channels(random, channels)
+    first = first_convolution(backbone)
+    if first is not None and first.in_channels != CHANNELS:
+        take_channels(random, first.in_channels)
     for layer, new in list(zip(layers, random.layers, strict=True))[len(layers) - top :]:
         for module, source in zip(layer.modules, new.modules, strict=True):
             module.load_state_dict(source.state_dict())

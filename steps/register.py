@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps import artifacts, entry, params
 from steps.errors import HeadstartError
-from steps.kinds import KINDS, Kind
+from steps.kinds import KINDS, SHARE, Kind
 from steps.params import CompareSettings, ValidateSettings
 from steps.tracking import journal, packaging, publish, registry, store
 from steps.tracking.journal import Result, Training
@@ -275,7 +275,7 @@ def _for_the_gate(winner: Winner) -> pd.DataFrame:
 
 
 def _shares(winner: Winner) -> list[str]:
-    return [f"share_{name}" for name in winner.kind.metrics]
+    return [f"{SHARE}{name}" for name in winner.kind.metrics]
 
 
 def _contents(experiment: str, winner: Winner, rows: pd.DataFrame) -> pd.DataFrame:
@@ -428,7 +428,7 @@ def _champion_tested(experiment: str, winner: Winner, champion: Version) -> Test
         )
     truths, classes = winner.task.truths(winner.test), winner.training.journal["classes"]
     shares = winner.task.scores(truths, _records(said), classes)
-    return _tested(winner, winner.test.assign(**{f"share_{name}": one for name, one in shares.items()}))
+    return _tested(winner, winner.test.assign(**{f"{SHARE}{name}": one for name, one in shares.items()}))
 
 
 def _stored(version: Version) -> pd.DataFrame | None:
@@ -447,7 +447,7 @@ def _tested(winner: Winner, test: pd.DataFrame) -> Tested:
 
     if winner.kind.classified:
         return _of_classes(test, winner.training.journal["classes"], list(test["probabilities"]))
-    shares = {name: test[f"share_{name}"].to_numpy(dtype=np.float64) for name in winner.kind.metrics}
+    shares = {name: test[f"{SHARE}{name}"].to_numpy(dtype=np.float64) for name in winner.kind.metrics}
     return Tested.of_shares(list(test["id"]), list(test["target"].fillna("")), shares, groups=_groups(test))
 
 

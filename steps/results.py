@@ -15,7 +15,7 @@ from steps import artifacts, data, evidence, params
 from steps.convergence import Curve
 from steps.errors import HeadstartError, TrainingError
 from steps.evidence import Answers, Crossed
-from steps.kinds import KINDS, Kind
+from steps.kinds import KINDS, SHARE, Kind
 from steps.params import CompareSettings, IngestSettings
 
 
@@ -329,10 +329,10 @@ def _answers(
 
 def _shares(rows: pd.DataFrame, what: str, task: str, step: str) -> dict[str, NDArray[np.float64]]:
     """Each item's share in every metric of the task."""
-    missing = [name for name in KINDS[task].metrics if f"share_{name}" not in rows]
+    missing = [name for name in KINDS[task].metrics if f"{SHARE}{name}" not in rows]
     if missing:
         raise HeadstartError(f"{what} was tested without {', '.join(missing)}; run {step} again")
-    return {name: rows[f"share_{name}"].to_numpy(dtype=np.float64) for name in KINDS[task].metrics}
+    return {name: rows[f"{SHARE}{name}"].to_numpy(dtype=np.float64) for name in KINDS[task].metrics}
 
 
 def _same_items(answers: Answers, tested: Crossed, path: Path) -> Answers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,6 @@ class RawSample:
         pair: the second text, of tasks that have two.
         target: what is to be predicted, any JSON value, where it is more than a class; `label` is then what
             splits are stratified by.
-        files: further files of the target, by the key of `target` that is to tell where they are stored.
         id: the sample's name; None to have one made from the content.
         own_id: whether the user gave the id: then it is kept even if it repeats, and validate tells.
         split: train, validation or test where the user divided the data.
@@ -71,7 +70,6 @@ class RawSample:
     group: str | None = None
     pair: str | None = None
     target: Any = None
-    files: Mapping[str, Path | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

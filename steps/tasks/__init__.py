@@ -118,23 +118,14 @@ class Criterion(Protocol):
         ...
 
 
-class Baseline(Protocol):
-    """What a method without any training of a network says of the test split."""
-
-    @property
-    def about(self) -> str:
-        """The method in words."""
-        ...
-
-    @property
-    def said(self) -> list[dict[str, Any]]:
-        """Of each test item."""
-        ...
-
-
 @dataclass(frozen=True)
 class Simple:
-    """A `Baseline` as it is."""
+    """What a method without any training of a network says of the test split.
+
+    Attributes:
+        about: the method in words.
+        said: of each test item.
+    """
 
     about: str
     said: list[dict[str, Any]]
