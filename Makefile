@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-all check format test test-fast bench techniques docs lock clean clean-all
+.PHONY: help install run run-all check format test test-fast test-all faults bench techniques docs lock clean clean-all
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,11 +40,17 @@ format: install  ## let ruff mend what it can
 	ruff check --fix .
 	ruff format .
 
-test: install  ## all tests, end to end included
-	pytest -n 2 --dist loadfile
+test: install  ## the tests, end to end included
+	pytest -m "not long and not faults" -n 2 --dist loadfile
 
 test-fast: install  ## the unit tests alone, about a minute
-	pytest -m "not slow and not flow" -n 2
+	pytest -m "not slow and not flow and not long and not faults" -n 2
+
+test-all: install  ## every test there is: PostgreSQL, an S3-compatible store, several workers, faults too
+	pytest -n 2 --dist loadfile
+
+faults: install  ## break it on purpose in every way docs/reliability.md lists
+	pytest -m faults -n 2 --dist loadfile
 
 bench: install  ## speed: the orchestration over the steps' own time, training beside others
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "fastai>=2.8"

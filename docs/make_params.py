@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from steps import arms, kinds, layouts, params, references
+from steps import arms, kinds, layouts, operation, params, references
 from steps.settings import Settings, as_yaml
 
 
@@ -34,6 +34,10 @@ SECTIONS: list[tuple[str, type[Settings]]] = [
     ("experiments.&lt;name&gt;.curve", params.Curve),
     ("experiments.&lt;name&gt;.evaluation", params.Evaluation),
     ("experiments.&lt;name&gt;.machine", params.Machine),
+    ("experiments.&lt;name&gt;.gate", operation.Gate),
+    ("experiments.&lt;name&gt;.drift", operation.Drift),
+    ("experiments.&lt;name&gt;.serving", operation.Serving),
+    ("nightly", operation.Nightly),
     ("arms.&lt;name&gt;", params.Arm),
     ("arms.&lt;name&gt;.lora", params.Lora),
     *((f"pretrained.&lt;name&gt;, source: {name}", model) for name, model in references.MODELS.items()),

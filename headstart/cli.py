@@ -5,9 +5,7 @@ Exit codes: 0 fine, 1 our mistake, 2 the user's, 130 stopped with Ctrl-C.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from headstart import __version__
+from headstart import __version__, terminal
 from steps.errors import HeadstartError, UserError
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def start(
 @app.command()
 def run(experiments: Experiments = None) -> None:
     """Run experiments, from raw data to a registered model; what is up to date is not done again."""
-    enter_clone()
+    terminal.enter_clone()
     from flows import lock, server
     from steps import artifacts, params
 
@@ -70,7 +68,7 @@ def run(experiments: Experiments = None) -> None:
     from headstart import display
 
     names = pipeline.chosen(experiments or [], checked)
-    console = _console()
+    console = terminal.console()
     server.reach()
     with display.shown(console):
         try:
@@ -85,7 +83,7 @@ def run(experiments: Experiments = None) -> None:
 @app.command()
 def results(experiments: Experiments = None) -> None:
     """Show the results there are."""
-    enter_clone()
+    terminal.enter_clone()
     from flows import summary
     from headstart.results import show
 
@@ -94,7 +92,7 @@ def results(experiments: Experiments = None) -> None:
     if missing or not found:
         what = f"experiment {missing[0]!r} has" if missing else "there are"
         raise UserError(f"{what} no results yet; `headstart run` makes them")
-    show(_console(), filter(None, found.values()))
+    show(terminal.console(), filter(None, found.values()))
 
 
 @app.command(context_settings={"ignore_unknown_options": False})
@@ -108,31 +106,31 @@ def predict(
 ) -> None:
     """Ask an experiment's champion: labels, boxes, answers, whatever its task gives."""
     # A path is meant from where the user stands, a text is left as it is.
-    absolute = [str(Path(one).absolute()) if _is_path(one) else one for one in inputs]
+    absolute = map(terminal.absolute, inputs)
     options = ["--json"] * as_json + (["--out", str(out.absolute())] if out else [])
-    enter_clone()
+    terminal.enter_clone()
     # A text may begin with a dash.
-    raise typer.Exit(_step("predict", experiment, *options, "--", *absolute))
+    raise typer.Exit(terminal.run_step("predict", experiment, *options, "--", *absolute))
 
 
 @app.command("show")
 def show_arm(experiment: ExperimentName, arm: ArmName) -> None:
     """Show what an arm stands for, and what it does with every layer."""
-    enter_clone()
-    raise typer.Exit(_step("show", experiment, arm))
+    terminal.enter_clone()
+    raise typer.Exit(terminal.run_step("show", experiment, arm))
 
 
 @app.command()
 def lr(experiment: ExperimentName, arm: ArmName) -> None:
     """Look for a learning rate of an arm on its training data, and propose one."""
-    enter_clone()
-    raise typer.Exit(_step("rate_range", experiment, arm))
+    terminal.enter_clone()
+    raise typer.Exit(terminal.run_step("rate_range", experiment, arm))
 
 
 @app.command()
 def rank(experiment: ExperimentName) -> None:
     """Weigh pretrained backbones for an experiment's data, before any training."""
-    enter_clone()
+    terminal.enter_clone()
     from flows import lock
     from flows.stages import Stages
     from steps import artifacts, params
@@ -143,14 +141,14 @@ def rank(experiment: ExperimentName) -> None:
         raise UserError(f"there is no experiment {experiment!r}{suggest(experiment, checked.experiments)}")
     settings = checked.experiments[experiment]
     backbones = dict.fromkeys((settings.model.pretrained, *settings.candidates))
-    console, stages = _console(), Stages()
+    console, stages = terminal.console(), Stages()
     data = [f"{step}@{experiment}" for step in ("ingest", "validate", "split")]
     with lock.one_run():
         for stage in ["resolve", *data, *(f"fetch@{slug}" for slug in backbones)]:
             outcome = stages.run(stage, lambda line: None)
             if outcome.how == "ran":
                 console.out(f"{stage}: {outcome.last_line}", highlight=False)
-    raise typer.Exit(_step("rank", experiment))
+    raise typer.Exit(terminal.run_step("rank", experiment))
 
 
 @app.command()
@@ -160,40 +158,40 @@ def pin(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if something moved.")] = False,
 ) -> None:
     """Pin an experiment's pretrained weights: newest revision, hash and licence into params.yaml."""
-    enter_clone()
+    terminal.enter_clone()
     from headstart.pin import show
 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "rows.json"
         options = ["--candidates"] * candidates + ["--check"] * check
-        code = _step("pin", experiment, *options, "--report", str(report))
+        code = terminal.run_step("pin", experiment, *options, "--report", str(report))
         if report.exists():
-            show(_console(), report, check=check)
+            show(terminal.console(), report, check=check)
     raise typer.Exit(code)
 
 
 @app.command()
 def publish(experiments: Experiments = None) -> None:
     """Bring to MLflow what it does not have yet: runs, curves, and the registered model."""
-    enter_clone()
+    terminal.enter_clone()
     from flows import summary
 
     names = experiments or summary.finished()
     if not names:
         raise UserError("there are no results yet; `headstart run` makes them")
-    codes = [_step("register", name) for name in names]
+    codes = [terminal.run_step("register", name) for name in names]
     raise typer.Exit(max(codes))
 
 
 @app.command()
 def doctor() -> None:
     """Look whether everything a run needs is here, and say what to change."""
-    enter_clone()
+    terminal.enter_clone()
     from rich.markup import escape
 
     from headstart.doctor import examine
 
-    console = _console()
+    console = terminal.console()
     failed = 0
     for finding in examine():
         failed += finding.level == "fail"
@@ -203,18 +201,7 @@ def doctor() -> None:
         raise UserError(f"{failed} check{'s' * (failed != 1)} failed; each line above says what to change")
 
 
-def enter_clone() -> None:
-    """Make the root of the clone the working directory.
-
-    Raises:
-        UserError: the working directory is in no clone.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "steps")):
-            os.chdir(folder)
-            return
-    raise UserError(f"{here} is in no clone of Headstart; go to the folder that has params.yaml and dvc.yaml")
+# commands of their own modules
 
 
 def main() -> int:
@@ -245,23 +232,6 @@ def _conclude(console: Console, report: Report) -> None:
                       highlight=False, soft_wrap=True)  # fmt: skip
     if report.nothing_changed and not any(one.is_new for one in found):
         console.print(f"Nothing changed: all {len(report.outcomes)} steps were up to date.", highlight=False)
-
-
-def _step(step: str, *arguments: str) -> int:
-    """Run a step in a process of its own, in the open; give its exit code."""
-    return subprocess.run([sys.executable, "-m", f"steps.{step}", *arguments], check=False).returncode
-
-
-def _is_path(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except (OSError, ValueError):  # a long text is no file name
-        return False
-
-
-def _console() -> Console:
-    # A pipe has no width: lines must not be folded at 80.
-    return Console() if sys.stdout.isatty() else Console(width=200, force_terminal=False)
 
 
 def _fail(message: str, code: int) -> int:

@@ -39,6 +39,7 @@ from steps.layouts import (
     PathInside,
     TableData,
 )
+from steps.operation import Drift, Gate, Nightly, Serving
 from steps.references import MODELS as REFERENCES
 from steps.references import NewWeights, Pretrained, TfhubWeights
 from steps.settings import Settings, suggest
@@ -328,6 +329,9 @@ class Experiment(Settings):
     curve: Curve = Curve()
     evaluation: Evaluation = Evaluation()
     machine: Machine = Machine()
+    gate: Gate = Gate()
+    drift: Drift = Drift()
+    serving: Serving = Serving()
     candidates: Annotated[tuple[Slug, ...], Field(strict=False)] = Field(
         (), description="Other pretrained references that `headstart rank` weighs against the model's."
     )
@@ -407,10 +411,15 @@ class Params(Settings):
     experiments: dict[Slug, Experiment] = Field(min_length=1)
     arms: dict[ArmName, Arm] = Field(min_length=1)
     pretrained: dict[Slug, Pretrained] = Field(min_length=1)
+    nightly: Nightly = Nightly()
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         mistakes = self._mistakes_of_tokenizers()
+        for name in self.nightly.experiments or ():
+            if name not in self.experiments:
+                close = suggest(name, self.experiments)
+                mistakes.append(f"nightly.experiments: {name!r} is not under `experiments:`{close}")
         for name, experiment in self.experiments.items():
             if name in ("params", "pretrained"):
                 mistakes.append(
@@ -599,6 +608,12 @@ class Params(Settings):
 
 
 # ------------------------------------------------------------------- what each step gets: resolved settings
+
+
+class RegisterSettings(Settings):
+    """What `register` reads beside compare's settings; no stage depends on it."""
+
+    gate: Gate
 
 
 class IngestSettings(Settings):
@@ -804,6 +819,9 @@ def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
         "tuning": (Tuning,),
         "curve": (Curve,),
         "evaluation": (Evaluation,),
+        "gate": (Gate,),
+        "drift": (Drift,),
+        "serving": (Serving,),
         "machine": (Machine,),
     }
     entries: dict[str, tuple[type[Settings], ...]] = {
@@ -813,6 +831,8 @@ def _models_at(parents: list[str]) -> tuple[type[Settings], ...]:
     }
     if len(parents) in (3, 5) and parents[-1] == "lora":
         return (Lora,)
+    if parents == ["nightly"]:
+        return (Nightly,)
     if len(parents) == 3 and parents[-1] in sections:
         return sections[parents[-1]]
     return entries.get(parents[-2], (Params,)) if len(parents) >= 2 else (Params,)

@@ -20,6 +20,7 @@ from steps.params import (
     IngestSettings,
     Limits,
     Params,
+    RegisterSettings,
     Settings,
     SplitSettings,
     TrainSettings,
@@ -85,8 +86,11 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
             ),
         }
         files |= {artifacts.settings_file(name, step): settings for step, settings in steps.items()}
-        # No stage depends on this one: what changes no result must not rerun anything.
+        # No stage depends on these: what changes no result must not rerun anything.
         files[artifacts.settings_file(name, LIMITS)] = experiment.machine.limits
+        files[artifacts.settings_file(name, "register")] = RegisterSettings(gate=experiment.gate)
+        files[artifacts.settings_file(name, "drift")] = experiment.drift
+        files[artifacts.settings_file(name, "serving")] = experiment.serving
         files |= {
             artifacts.settings_file(name, "train", arm): TrainSettings(
                 task=task,

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.stages import Outcome
-from headstart import __version__, cli
+from headstart import __version__, cli, terminal
 from steps.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def test_outside_of_a_clone_it_says_where_to_go(
 
 def test_below_the_root_it_works_from_the_root(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone / "below")
-    cli.enter_clone()
+    terminal.enter_clone()
     assert Path.cwd() == clone
 
 
@@ -96,7 +96,7 @@ def test_predict_hands_on_paths_from_where_the_user_stands_and_the_exit_code(
         called.append(arguments)
         return 2
 
-    monkeypatch.setattr(cli, "_step", step)
+    monkeypatch.setattr(terminal, "run_step", step)
     (clone / "below/a.png").touch()
     monkeypatch.chdir(clone / "below")
     arguments = ["predict", "digits", "a.png", "some text", "--json", "--out", "x.csv"]
@@ -117,7 +117,7 @@ def test_commands_about_an_arm_run_their_step_from_the_root_and_hand_on_the_exit
         called.append((Path.cwd(), arguments))
         return 2
 
-    monkeypatch.setattr(cli, "_step", run)
+    monkeypatch.setattr(terminal, "run_step", run)
     monkeypatch.chdir(clone / "below")
     assert call(monkeypatch, command, "digits", "full") == 2
     assert called == [(clone, (step, "digits", "full"))]
@@ -150,7 +150,7 @@ def test_rank_brings_data_and_backbones_up_to_date_first(
         return 2
 
     monkeypatch.setattr("flows.stages.Stages", lambda: stages)
-    monkeypatch.setattr(cli, "_step", step)
+    monkeypatch.setattr(terminal, "run_step", step)
     yaml = YAML()
     settings = yaml.load(clone / "params.yaml")
     slug = settings["experiments"]["digits"]["model"]["pretrained"]
@@ -173,7 +173,7 @@ def test_rank_stops_at_the_first_thing_that_is_wrong(
 ) -> None:
     stages = Stages(fails="validate@digits")
     monkeypatch.setattr("flows.stages.Stages", lambda: stages)
-    monkeypatch.setattr(cli, "_step", lambda *arguments: pytest.fail("nothing is left to be ranked"))
+    monkeypatch.setattr(terminal, "run_step", lambda *arguments: pytest.fail("nothing is left to be ranked"))
     assert call(monkeypatch, "rank", "digit") == 2
     assert "there is no experiment 'digit'; did you mean 'digits'?" in capsys.readouterr().err
     assert stages.asked == []
@@ -191,11 +191,11 @@ def test_publish_goes_through_all_and_gives_the_worst_exit_code(
         called.append(f"{name} {experiment}")
         return 1 if experiment == "digits" else 0
 
-    monkeypatch.setattr(cli, "_step", step)
+    monkeypatch.setattr(terminal, "run_step", step)
     assert call(monkeypatch, "publish", "digits", "bbc-news") == 1
     assert called == ["register digits", "register bbc-news"]
     assert call(monkeypatch, "publish") == 2
 
 
 def test_a_long_text_is_no_path() -> None:
-    assert not cli._is_path("word " * 5000)
+    assert not terminal._is_path("word " * 5000)
