@@ -106,7 +106,7 @@ def predict(
 ) -> None:
     """Ask an experiment's champion: labels, boxes, answers, whatever its task gives."""
     # A path is meant from where the user stands, a text is left as it is.
-    absolute = map(terminal.absolute, inputs)
+    absolute = [terminal.absolute(one) for one in inputs]
     options = ["--json"] * as_json + (["--out", str(out.absolute())] if out else [])
     terminal.enter_clone()
     # A text may begin with a dash.

@@ -50,6 +50,9 @@ def test_every_step_gets_its_settings(capsys: pytest.CaptureFixture[str]) -> Non
         "arms/scratch",
         "arms/frozen",
         "arms/full",
+        "register",
+        "drift",
+        "serving",
     }
     wanted = {f"{name}/{step}.json" for name in ("digits", "bbc-news") for step in steps}
     assert set(files_below(OUT)) == wanted | {
