@@ -50,7 +50,7 @@ test-all: install  ## every test there is: PostgreSQL, an S3-compatible store, s
 	pytest -n 2 --dist loadfile
 
 faults: install  ## break it on purpose in every way docs/reliability.md lists
-	pytest -m faults -n 2 --dist loadfile
+	pytest -m "faults or survives" -n 2 --dist loadfile
 
 bench: install  ## speed: the orchestration over the steps' own time, training beside others
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "fastai>=2.8"
@@ -61,8 +61,9 @@ techniques: install  ## what every technique does on the two examples, in a chea
 	dvc repro embed@digits embed@bbc-news
 	python -m benchmarks.techniques --cheap
 
-docs: install  ## write docs/params.md from the models of params.yaml
+docs: install  ## write docs/params.md from the models of params.yaml, docs/reliability.md from the tests
 	python docs/make_params.py
+	python docs/make_reliability.py
 
 lock: install  ## resolve the dependencies anew into requirements.lock
 	uv pip compile pyproject.toml --extra dev --upgrade --no-header --no-emit-index-url \

@@ -36,6 +36,12 @@ def test_a_failure_leaves_the_old_folder_untouched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.survives(
+    "disk",
+    "disk full while a step writes",
+    how="ENOSPC and EDQUOT in the middle of a file and of a folder",
+    held="the old result is untouched, nothing half-written stays",
+)
 def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path: Path, number: int) -> None:
     (tmp_path / "file").write_text("old")
     full = OSError(number, os.strerror(number))
@@ -53,6 +59,12 @@ def test_other_errors_of_the_system_are_not_called_a_full_disk(tmp_path: Path) -
         raise PermissionError(errno.EACCES, "no")
 
 
+@pytest.mark.survives(
+    "disk",
+    "a half-written folder of a killed step",
+    how="a partial folder of a dead process",
+    held="removed by the next run, and never taken for a result",
+)
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     for name in (".out.partial-999999", ".out.old-999999"):
         (tmp_path / name).mkdir()

@@ -274,6 +274,12 @@ def test_a_prefect_server_that_is_not_there_is_told(clone: Twin) -> None:
 # -------------------------------------------------------------------------------- stopped in the middle
 
 
+@pytest.mark.survives(
+    "processes",
+    "Ctrl-C, SIGKILL and a second run in one clone",
+    how="signals to a real run while it trains; a run beside it",
+    held="exit codes 130 and 2, no half-written training, the next run goes on",
+)
 def test_stopped_killed_and_run_twice_at_once(clone: Twin, server: dict[str, str]) -> None:
     before = YAML(typ="safe").load((clone.root / "dvc.lock").read_text())["stages"]
 

@@ -454,6 +454,12 @@ def test_texts_are_predicted_by_their_lengths(bert: Backbone, tmp_path: Path) ->
     cached(PrefixCache(tmp_path, need), bert, 1, samples)
 
 
+@pytest.mark.survives(
+    "disk",
+    "no room for stored activations",
+    how="a disk with a byte too little",
+    held="told before anything is written",
+)
 def test_a_full_disk_is_told_before_anything_is_written(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

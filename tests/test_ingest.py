@@ -110,6 +110,12 @@ def test_split_folders_are_kept_whatever_their_case(names: tuple[str, ...]) -> N
     assert set(manifest["label"]) == {"cat", "dog"}
 
 
+@pytest.mark.survives(
+    "data",
+    "images that are no images",
+    how="an empty file and a text, each named .png",
+    held="both come in as they are, for validate to list; no row is lost in silence",
+)
 def test_broken_images_come_in_as_they_are_for_validate_to_judge() -> None:
     root = class_folders(Path("raw"))
     (root / "cat/00.png").write_bytes(b"")
@@ -163,6 +169,12 @@ def test_split_folders_beside_class_folders_are_refused() -> None:
     assert "no train/ folder" in refused(source="folder", path="raw")
 
 
+@pytest.mark.survives(
+    "data",
+    "links to files outside of the data",
+    how="a symbolic link in a class folder",
+    held="refused, the file is not read",
+)
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     class_folders(Path("raw"))
     save(tmp_path / "outside/secret.png", 5)
@@ -385,6 +397,12 @@ def tar_with(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"x") ->
 @pytest.mark.parametrize(
     "name", ["../evil.png", "cat/../../evil.png", "/tmp/evil.png", "C:/evil.png", "a\\..\\b.png"]
 )
+@pytest.mark.survives(
+    "data",
+    "an archive whose entries leave the folder",
+    how="`../` and absolute names in zip and tar",
+    held="refused, nothing is written outside",
+)
 def test_entries_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     zip_with(name)
     tar_with(name)
@@ -403,6 +421,12 @@ def test_links_and_devices_are_refused(kind: bytes) -> None:
     assert "'cat/link.png' is a link or a device" in refused(**archive())
 
 
+@pytest.mark.survives(
+    "data",
+    "archives that unpack to more than they say",
+    how="zip and tar bombs, a header that understates the size",
+    held="refused while unpacking, nothing is kept",
+)
 def test_bombs_are_counted_while_unpacking() -> None:
     zip_with("cat/bomb.png", bytes(3_000_000))
     tar_with("cat/bomb.png", content=bytes(3_000_000))
@@ -463,6 +487,12 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert files_below(Path("data/pets")) == first
 
 
+@pytest.mark.survives(
+    "disk",
+    "disk full while data come in",
+    how="ENOSPC in the copy of a file",
+    held="yesterday's data are still there, byte by byte",
+)
 def test_a_full_disk_leaves_the_old_result_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     class_folders(Path("raw"))
     taken(source="folder", path="raw")

@@ -73,6 +73,12 @@ def test_kills_hit_in_and_out_of_writing(report: dict[str, Any]) -> None:
     assert len(kills) - len(writing) >= 3
 
 
+@pytest.mark.survives(
+    "processes",
+    "`kill -9` in mid-training",
+    how="SIGKILL at 24 random moments, half of them while a checkpoint is written",
+    held="weights and history are those of an unbroken training, byte by byte",
+)
 def test_a_killed_training_ends_as_an_unbroken_one(measured: dict[str, Any]) -> None:
     unbroken = measured["unbroken"]
     assert len({seed["weights"] for seed in unbroken.values()}) == len(killed.SEEDS)
@@ -97,6 +103,12 @@ def test_a_killed_training_goes_on_where_it_was(measured: dict[str, Any]) -> Non
     assert done <= len(measured["killed"]["results"]) * one + killed.KILLS < killed.KILLS * one
 
 
+@pytest.mark.survives(
+    "processes",
+    "a parameter is changed after a kill",
+    how="SIGKILL, then another learning rate",
+    held="the old state is not used; the result is that of a fresh training",
+)
 def test_a_changed_parameter_never_goes_on_from_a_stale_state(measured: dict[str, Any]) -> None:
     found = measured["another_rate"]
     assert len(found["stale"]) == 1
@@ -105,6 +117,12 @@ def test_a_changed_parameter_never_goes_on_from_a_stale_state(measured: dict[str
     assert found["found"]["1"]["weights"] != measured["unbroken"]["1"]["weights"]
 
 
+@pytest.mark.survives(
+    "disk",
+    "a checkpoint with one flipped bit",
+    how="a bit of the newest state is flipped after a kill",
+    held="the state before it is used, the damage is told, the result is the same",
+)
 def test_a_damaged_state_falls_back_says_so_and_ends_the_same(measured: dict[str, Any]) -> None:
     found = measured["damage"]
     before, newest = (int(name.removeprefix("step-")) for name in found["steps"])

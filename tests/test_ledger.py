@@ -30,6 +30,12 @@ def test_what_a_killed_process_left_is_no_look() -> None:
     assert ledger.looks("pets", "a") == {"scored": 1, "models": 1}
 
 
+@pytest.mark.survives(
+    "disk",
+    "a ledger whose last line is half written",
+    how="a writer killed in mid-line",
+    held="the line is left as it is, all others count",
+)
 def test_the_ledger_goes_on_after_a_half_written_line() -> None:
     ledger.record("pets", "a", ["one"])
     with artifacts.ledger_file("pets").open("a") as stream:

@@ -145,6 +145,12 @@ def test_the_same_bytes_never_make_a_second_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "registry",
+    "an upload that breaks off",
+    how="the client fails in the middle of register",
+    held="no version before the files are whole; the next try makes exactly one",
+)
 def test_an_upload_that_was_broken_off_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 

@@ -557,6 +557,12 @@ def in_all_places(
         number += 1
 
 
+@pytest.mark.survives(
+    "processes",
+    "`kill -9` anywhere in the saving of a checkpoint",
+    how="the process ends before each call to the file system in turn",
+    held="the old or the new state is whole, never a mixture",
+)
 def test_killed_anywhere_in_a_save_leaves_a_sound_state(run: Run, disk: Callable[[int | None], Disk]) -> None:
     found = []
     for _ in in_all_places(run, disk, lambda: run.save(39, 40), lambda: run.save(41)):
@@ -639,6 +645,12 @@ def test_a_failed_save_leaves_those_before(run: Run) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.survives(
+    "disk",
+    "disk full while a checkpoint is written",
+    how="ENOSPC and EDQUOT from safetensors and from fsync",
+    held="the checkpoint before it is kept; one line names the file",
+)
 def test_a_full_disk_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """As safetensors tells it, and as the system does."""
 

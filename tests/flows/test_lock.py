@@ -62,6 +62,12 @@ def test_the_second_run_is_told_who_runs(holder: subprocess.Popen[str]) -> None:
     os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.survives(
+    "processes",
+    "a run is killed and its training lives on",
+    how="SIGKILL to the holder of the clone",
+    held="the next run ends the orphan before it starts",
+)
 def test_a_killed_holder_never_blocks_and_its_children_are_ended(holder: subprocess.Popen[str]) -> None:
     child = child_of(holder)
     holder.kill()

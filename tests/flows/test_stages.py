@@ -177,6 +177,12 @@ def test_stop_ends_all_the_stage_started_and_the_clone_goes_on(clone: Path) -> N
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "processes",
+    "a stage that ignores the request to end",
+    how="a child that ignores SIGTERM and SIGINT",
+    held="it is killed after a grace period with all it started",
+)
 def test_an_interrupt_ends_the_stage_and_one_that_will_not_end_is_killed(clone: Path) -> None:
     children = []
 

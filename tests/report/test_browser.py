@@ -101,6 +101,12 @@ def test_a_page_that_runs_something_is_noticed() -> None:
     assert "image-alt" in [rule for rule, *_ in told.violations]
 
 
+@pytest.mark.survives(
+    "data",
+    "class names that are markup",
+    how="markup as names, in a real browser",
+    held="shown letter by letter",
+)
 def test_hostile_names_are_shown_as_they_are() -> None:
     told = browser.look(hostile(), (1400,), dark=False)[0]
     for name in HOSTILE[:7]:

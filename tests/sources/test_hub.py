@@ -134,6 +134,12 @@ def test_a_missing_repository_with_a_token(
     assert "log in" not in message
 
 
+@pytest.mark.survives(
+    "weights",
+    "a token that is missing, wrong or not allowed",
+    how="401 and 403 from the hub",
+    held="each is told with what to do; the token is in no message",
+)
 def test_a_gated_repository_without_a_token_with_one_and_with_a_wrong_one(
     server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +173,12 @@ def test_a_server_that_fails_twice_is_asked_again(
     assert "status 500; again in 1 s" in capsys.readouterr().out
 
 
+@pytest.mark.survives(
+    "servers",
+    "a hub that keeps failing",
+    how="503 to every request",
+    held="a few tries with growing pauses, then one line",
+)
 def test_a_server_that_keeps_failing_is_left_alone(server: Hub, repository: Repository) -> None:
     server.fail("GET /store/", status=503)
     assert "has trouble of its own (503): try again later" in refusal(repository)
@@ -179,6 +191,12 @@ def test_metadata_that_cannot_be_had(server: Hub, repository: Repository, pauses
     assert len(pauses) < 10
 
 
+@pytest.mark.survives(
+    "servers",
+    "a hub that does not answer",
+    how="a server that accepts and is silent",
+    held="given up after the time-out, one line",
+)
 def test_a_server_that_does_not_answer_is_not_waited_for_long(
     server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +226,12 @@ def test_patience_has_an_end(server: Hub, repository: Repository, pauses: list[f
     assert not pauses
 
 
+@pytest.mark.survives(
+    "weights",
+    "a download that is cut",
+    how="the connection closes at 70,000 bytes",
+    held="it goes on from there",
+)
 def test_a_cut_download_goes_on_where_it_was(
     server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +243,12 @@ def test_a_cut_download_goes_on_where_it_was(
     assert {name.lower(): value for name, value in second.headers.items()}["range"] == "bytes=70000-"
 
 
+@pytest.mark.survives(
+    "weights",
+    "a download with wrong bytes",
+    how="a byte is changed on the way",
+    held="found by its hash, thrown away, fetched again",
+)
 def test_wrong_bytes_are_found_and_thrown_away(server: Hub, repository: Repository) -> None:
     server.fail("GET /store/", times=1, spoiled=True)
     pin = hashlib.sha256(WEIGHTS).hexdigest()
@@ -246,6 +276,12 @@ def test_no_room_is_told_before_the_download(
     assert not server.asked("GET /store/")
 
 
+@pytest.mark.survives(
+    "disk",
+    "disk full during a download",
+    how="ENOSPC while the file is written",
+    held="one line names what was being downloaded",
+)
 def test_a_disk_that_fills_up_is_told(
     server: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,12 @@ class Bomb:
         return Path.touch, (self.trace,)
 
 
+@pytest.mark.survives(
+    "weights",
+    "weights that would run code",
+    how="a pickle with a payload",
+    held="refused and not run",
+)
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(shipped: Path, tmp_path: Path) -> None:
     (shipped / "w.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "trace"), protocol=2))
     torch.save({"a": Bomb(tmp_path / "trace")}, shipped / "v.pth")

@@ -246,6 +246,12 @@ def test_a_file_outside_of_the_folder_is_refused(server: Kaggle, tmp_path: Path,
     assert "DownloadModelInstanceVersion" not in server.seen
 
 
+@pytest.mark.survives(
+    "weights",
+    "weights whose archive leaves the folder",
+    how="`../../evil` in a tar",
+    held="refused, nothing is written outside",
+)
 def test_an_archive_with_a_file_outside_is_refused(server: Kaggle, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:

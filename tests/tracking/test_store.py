@@ -34,6 +34,12 @@ def test_files_lie_beside_the_database(tmp_path: Path) -> None:
     assert store.artifact_root("http://host:5000") is None
 
 
+@pytest.mark.survives(
+    "servers",
+    "MLflow's server is away",
+    how="an address where nothing listens",
+    held="told within 3 s without the password; results stay in their journals",
+)
 def test_a_server_that_is_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"http://me:secret@127.0.0.1:{servers.free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -49,6 +55,12 @@ def test_a_server_that_is_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in message
 
 
+@pytest.mark.survives(
+    "servers",
+    "MLflow's server answers 500",
+    how="a server that only fails",
+    held="told at once, nothing is tried for minutes",
+)
 def test_a_server_that_answers_500_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.answering({}, otherwise=500) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
