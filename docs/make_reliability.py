@@ -26,8 +26,8 @@ AREAS = {
 HEAD = """# What it survives
 
 Made by `python docs/make_reliability.py` from the tests themselves: each row is a test that breaks something
-on purpose and looks at what is left. Of all {count} the same is asked: no data lost, no second version, no wrong
-champion, and a message that names the thing and what to change. `make faults` runs them all.
+on purpose and looks at what is left. Of all {count} the same is asked: no data lost, no second version, no
+wrong champion, and a message that names the thing and what to change. `make faults` runs them all.
 """
 
 COLUMNS = ("| fault | how it is injected | what held | test |", "| --- | --- | --- | --- |")

@@ -61,5 +61,9 @@ class TrackingError(HeadstartError):
     """The tracking server cannot be reached or refuses; results are safe in their journals."""
 
 
+class LedgerError(UserError):
+    """The ledger of aliases in MLflow was changed or cut after it was written."""
+
+
 class StageError(HeadstartError):
     """A stage ended with an error of its own."""

@@ -43,7 +43,9 @@ class Drift(Settings):
     level: float = Field(0.05, gt=0, lt=0.5, description="Share of false alarms, over all tests together.")
     permutations: int = Field(500, ge=99, description="That the p-value is taken from.")
     min_items: int = Field(30, ge=10, description="Fewer new items tell nothing.")
-    max_items: int = Field(1000, ge=50, description="Of either side that are compared, drawn by a seed.")
+    max_items: int = Field(
+        1000, ge=50, le=5000, description="Of either side that are compared, drawn by their hashes."
+    )
 
 
 class Nightly(Settings):
@@ -51,11 +53,17 @@ class Nightly(Settings):
 
     cron: str = Field("0 3 * * *", description="Minute, hour, day of month, month, day of week.")
     timezone: str = Field("UTC", description="A name of the IANA database, e.g. `Europe/Vienna`.")
-    experiments: tuple[str, ...] | None = Field(None, description="Left out, all.")
-    champion_days: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="A champion older than this is a cause; left out, age is none."
+    experiments: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+        None, description="Left out, all."
     )
-    on_drift: bool = Field(True, description="Whether drift of monitored inputs is a cause.")
+    champion_days: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="An older champion is built anew from the same data, as a proof that it still can be; "
+        "left out, age is no cause.",
+    )
+    on_drift: bool = Field(
+        True, description="Whether drift of monitored inputs is told; it needs new labels, not a training."
+    )
     retries: int = Field(2, ge=0, description="How often a step that needs the network is tried again.")
 
     @field_validator("cron")
@@ -80,4 +88,6 @@ class Serving(Settings):
     max_rows: int = Field(256, ge=1, description="Inputs in one request.")
     max_characters: int = Field(100_000, ge=1, description="Of a text.")
     refresh_seconds: float = Field(10.0, gt=0, description="How often a new champion is looked for.")
+    read_seconds: float = Field(20.0, gt=0, description="A request that is not whole by then is refused.")
     record: bool = Field(False, description="Keep what was asked, for `headstart monitor`.")
+    record_gib: float = Field(1.0, gt=0, description="Of what is kept; the oldest goes first.")

@@ -1,6 +1,7 @@
-"""register: publish a result to MLflow, and make its winner a version of the registered model.
+"""register: publish a result to MLflow, make its winner a version, and let the gate decide on the champion.
 
-No DVC stage: it touches the outside world. Doing it again does nothing that was done already.
+No DVC stage: it touches the outside world. Doing it again does nothing that was done already, wherever the
+time before was broken off: the version is known by its bytes, the decision by the ledger of aliases.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import base64
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from steps import artifacts, entry, params
 from steps.errors import HeadstartError
 from steps.kinds import KINDS, SHARE, Kind
-from steps.params import CompareSettings, ValidateSettings
-from steps.tracking import journal, packaging, publish, registry, store
+from steps.params import CompareSettings, RegisterSettings, ValidateSettings
+from steps.tracking import aliases, download, journal, packaging, publish, registry, store
 from steps.tracking.journal import Result, Training
 from steps.tracking.publish import Published
 from steps.tracking.registry import Version
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import Model
 
-    from steps.gate import Decision, Tested
+    from steps.frozen import Frozen
+    from steps.gate import Decision, Rule
     from steps.tasks import Task
+    from steps.tracking.aliases import Entry
 
 # Rows the packaged model predicts once more before it becomes a version, and how far it may be off: less
 # than any decision turns on, more than the rounding between two processors.
 PROOF_ROWS, PROOF_TOLERANCE = 8, 1e-3
-# What a test item is known by.
-KEYS = ["id", "sha256", "label"]
 DECIDED_FOR, REASON = "headstart.decided_for", "headstart.reason"
-PREDICTIONS = "test_predictions.parquet"
+# How often a decision is taken again because the champion changed while it was taken.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def register(experiment: str) -> None:
     """
     if _nothing_new(experiment):
         return
+    from steps import frozen
+
     settings = params.read_settings(CompareSettings, artifacts.settings_file(experiment, "compare"))
     with store.alone(), store.opened() as opened:
         result = journal.read(experiment)
@@ -86,13 +90,15 @@ def register(experiment: str) -> None:
         found = f"{len(result.trainings)} trainings" if published.new else "was there already"
         entry.say(f"{experiment}: published to {store.shown(opened.uri)} ({found})")
         winner = read_winner(experiment, result.winner, settings)
-        version, new = _version(opened, result, winner, published)
-        version, decision = _crown(opened, result, winner, version)
+        test = frozen.freeze(experiment, winner.test, artifacts.data_dir(experiment))
+        version, new = _version(opened, result, winner, published, test)
+        version, decision = _crown(opened, result, winner, version, test)
+        _prune(opened, experiment, version, test)
         about = _note(opened, result, winner, version, decision) | {"new": new}
     artifacts.write_json(artifacts.registration_file(experiment), about)
     made = "is now" if new else "was already"
     entry.say(f"{experiment}: {winner.training.name} {made} version {version.number} of {version.model}")
-    role = "champion" if registry.CHAMPION in version.aliases else "not champion"
+    role = " and ".join(version.aliases) or "not champion"
     entry.say(f"{experiment}: version {version.number} is {role}: {decision.reason}")
 
 
@@ -105,11 +111,11 @@ def _nothing_new(experiment: str) -> bool:
     same = noted.get("result") == journal.identity(experiment)
     if not same or noted["tracking_uri"] != store.shown(store.address()):
         return False
-    aliases = store.glance(noted["model"], noted["version"])
-    if aliases is None:
+    names = store.glance(noted["model"], noted["version"])
+    if names is None:
         return False
-    artifacts.write_json(path, noted | {"aliases": aliases, "new": False})
-    known_as = f" ({', '.join(aliases)})" if aliases else ""
+    artifacts.write_json(path, noted | {"aliases": names, "new": False})
+    known_as = f" ({', '.join(names)})" if names else ""
     entry.say(
         f"{experiment}: nothing new to register, version {noted['version']} of {noted['model']}{known_as}"
     )
@@ -147,13 +153,24 @@ def read_winner(experiment: str, training: Training, settings: CompareSettings) 
 # ------------------------------------------------------------------------------------------------ the version
 
 
-def _version(opened: Store, result: Result, winner: Winner, published: Published) -> tuple[Version, bool]:
-    """The version of the winner's bytes, and whether it was made now."""
+def _version(
+    opened: Store, result: Result, winner: Winner, published: Published, test: Frozen
+) -> tuple[Version, bool]:
+    """The version of the winner's bytes, and whether it was made now.
+
+    Its test set is in MLflow before it is, so that every version can be compared with later ones.
+    """
+    from steps import contest
+
     model, training = registry.name_of(result.experiment), winner.training
     sha256 = fingerprint(winner)
     found = registry.find(opened, model, sha256)
     if found is not None:
         return found, False
+    frozen_run = _frozen_run(opened, model, test)
+    if frozen_run is None:
+        frozen_run = published.run_id
+        contest.send(opened, frozen_run, test)
     tags = journal.origin(result.experiment) | {
         "headstart.arm": training.arm,
         "headstart.seed": str(training.seed),
@@ -163,6 +180,9 @@ def _version(opened: Store, result: Result, winner: Winner, published: Published
         "headstart.data_sha256": training.journal["data_sha256"],
         "headstart.weights_sha256": training.journal["weights_sha256"],
         "headstart.pretrained_sha256": training.journal["pretrained_sha256"],
+        contest.TEST_SHA: test.sha256,
+        contest.FROZEN_SHA: test.digest,
+        contest.FROZEN_RUN: frozen_run,
     }
     scores = {f"test_{name}": value for name, value in training.scores.items() if name != "per_class"}
     candidate = registry.Candidate(
@@ -176,6 +196,16 @@ def _version(opened: Store, result: Result, winner: Winner, published: Published
         save=partial(save, result.experiment, winner),
     )
     return registry.add(opened, candidate), True
+
+
+def _frozen_run(opened: Store, model: str, test: Frozen) -> str | None:
+    """The run of an earlier version that has this very test set already; None where there is none."""
+    from steps import contest
+
+    wanted = f"name = '{model}' AND tags.`{contest.FROZEN_SHA}` = '{test.digest}'"
+    found = opened.client.search_model_versions(wanted)
+    runs = dict.fromkeys(str(one.tags[contest.FROZEN_RUN]) for one in found)
+    return next((run_id for run_id in runs if contest.is_sent(opened, run_id, test.sha256)), None)
 
 
 def fingerprint(winner: Winner) -> str:
@@ -240,6 +270,8 @@ def save(experiment: str, winner: Winner, path: Path, described: Model) -> None:
 
 def _lay_out(experiment: str, winner: Winner, folder: Path) -> None:
     """The folder `steps/serving.py` reads, as links to files that are there already."""
+    from steps import contest, data, frozen
+
     checks = params.read_settings(ValidateSettings, artifacts.settings_file(experiment, "validate"))
     classes: list[str] = winner.training.journal["classes"]
     settings: dict[str, Any] = {
@@ -259,13 +291,17 @@ def _lay_out(experiment: str, winner: Winner, folder: Path) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.resolve())
     (folder / "model_card.md").symlink_to((artifacts.report_dir(experiment) / "model_card.md").resolve())
-    _for_the_gate(winner).to_parquet(folder / PREDICTIONS, index=False)
+    _for_the_gate(winner).to_parquet(folder / contest.PREDICTIONS, index=False)
+    rows = data.read_split(experiment, winner.training.resample)
+    frozen.write_digests(rows[rows["split"].isin(["train", "validation"])], folder / contest.TRAINED_ON)
 
 
 def _for_the_gate(winner: Winner) -> pd.DataFrame:
     """What the winner said of the test split: a probability for each class, or its shares in the metrics."""
+    from steps import contest
+
     test = winner.test
-    said = test[[*KEYS, "group"]].assign(target=test["target"]).reset_index(drop=True)
+    said = test[[*contest.KEYS, "group"]].assign(target=test["target"]).reset_index(drop=True)
     if not winner.kind.classified:
         return said.assign(**{name: test[name].to_numpy() for name in _shares(winner)})
     said = said.drop(columns="target")
@@ -278,18 +314,11 @@ def _shares(winner: Winner) -> list[str]:
     return [f"{SHARE}{name}" for name in winner.kind.metrics]
 
 
-def _contents(experiment: str, winner: Winner, rows: pd.DataFrame) -> pd.DataFrame:
+def _inputs(experiment: str, winner: Winner, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of the test split as the model's input."""
-    import pandas as pd
+    from steps import contest
 
-    from steps import tasks
-
-    found = tasks.contents(winner.task, rows, artifacts.data_dir(experiment))
-    table = [one if isinstance(one, tuple) else (one,) for one in found]
-    columns = winner.kind.columns
-    return pd.DataFrame(
-        {name: pd.Series([row[at] for row in table], dtype=object) for at, name in enumerate(columns)}
-    )
+    return contest.inputs(winner.task, winner.kind, rows, artifacts.data_dir(experiment))
 
 
 def _as_texts(experiment: str, winner: Winner, row: Any) -> dict[str, str]:  # noqa: ANN401 - a row of a data frame
@@ -310,23 +339,20 @@ def _prove(experiment: str, winner: Winner, path: Path) -> None:
     """
     import numpy as np
 
+    from steps import contest
+
     rows = winner.test.head(PROOF_ROWS)
-    said = registry.load_folder(path).predict(_contents(experiment, winner, rows))
+    said = registry.load_folder(path).predict(_inputs(experiment, winner, rows))
     if winner.kind.classified:
         found = np.array([list(row.values()) for row in said["probabilities"]])
         worst, what = float(np.abs(found - np.stack(list(rows["probabilities"]))).max()), "in a probability"
     else:
-        worst, what = _off(experiment, winner, rows, _records(said))
+        worst, what = _off(experiment, winner, rows, contest.records(said))
     if not worst <= PROOF_TOLERANCE:
         raise HeadstartError(
             f"the packaged {winner.training.name} is off its evaluation by {worst:.2g} {what}; "
             f"run `dvc repro --force evaluate@{experiment}`, and report it if it stays"
         )
-
-
-def _records(said: pd.DataFrame) -> list[dict[str, Any]]:
-    """What a loaded model answered, as its task has it."""
-    return [{str(name): value for name, value in row.items()} for row in said.to_dict(orient="records")]
 
 
 def _off(
@@ -369,100 +395,149 @@ def _asked_anew(experiment: str, winner: Winner, rows: pd.DataFrame) -> list[dic
     return found
 
 
-def _crown(opened: Store, result: Result, winner: Winner, version: Version) -> tuple[Version, Decision]:
-    """Let the gate decide, once for a version and a result; write its reason, then move the alias."""
+# ----------------------------------------------------------------------------------------------- the decision
+
+
+def _crown(
+    opened: Store, result: Result, winner: Winner, version: Version, test: Frozen
+) -> tuple[Version, Decision]:
+    """Let the gate decide, once for a version and a result, and move the aliases.
+
+    The ledger of aliases holds the decision. Tags repeat it for who looks at the version; a process that was
+    killed before it set them sets them the next time.
+    """
     from steps import gate
 
-    champion = registry.champion(opened, version.model)
-    if champion is not None and champion.number == version.number:
-        return champion, gate.Decision(True, version.tags.get(REASON, "it is the champion already"))
-    if champion is not None and version.tags.get(DECIDED_FOR) == result.identity:
-        return version, gate.Decision(False, version.tags.get(REASON, "decided before"))
-    decision = decide(result.experiment, winner, champion)
-    registry.tag(opened, version, {REASON: decision.reason})
-    if decision.promote:
-        version = registry.promote(opened, version)
-    registry.tag(opened, version, {DECIDED_FOR: result.identity})
-    return version, decision
+    model, number = version.model, version.number
+    aliases.settle(opened, model)
+    decision = _decided(opened, result, version)
+    if decision is None and aliases.current(opened, model).get(aliases.CHAMPION) == number:
+        decision = gate.Decision(True, version.tags.get(REASON, "it is the champion already"))
+    elif decision is None:
+        decision = _decide_now(opened, result, winner, version, test)
+    if version.tags.get(DECIDED_FOR) != result.identity:
+        registry.tag(opened, version, {REASON: decision.reason, DECIDED_FOR: result.identity})
+    return download.version_of(opened, model, number=int(number)), decision
 
 
-def decide(experiment: str, winner: Winner, champion: Version | None) -> Decision:
-    """Compare the winner with the champion on today's test split."""
+def _decided(opened: Store, result: Result, version: Version) -> Decision | None:
+    """What was decided before on this version for this result, whatever became of the aliases since."""
     from steps import gate
 
-    if champion is not None and champion.tags.get("headstart.task") != winner.settings.task:
-        return gate.Decision(True, f"the champion, version {champion.number}, was made for another task")
-    evaluation = winner.settings.evaluation
-    rule = gate.Rule(evaluation.metric, evaluation.confidence)
-    candidate = _tested(winner, winner.test)
-    if champion is None:
-        return gate.decide(candidate, None, rule)
-    return gate.decide(candidate, _champion_tested(experiment, winner, champion), rule)
-
-
-def _champion_tested(experiment: str, winner: Winner, champion: Version) -> Tested:
-    """What the champion says of today's test split: as it was stored, or predicted anew if that changed."""
-    stored = _stored(champion)
-    keys = [*KEYS, "target"] if not winner.kind.classified else KEYS
-    today = set(winner.test[keys].itertuples(index=False, name=None))
-    if (
-        stored is not None
-        and set(keys) <= set(stored.columns)
-        and set(stored[keys].itertuples(index=False, name=None)) == today
-    ):
-        if not winner.kind.classified:
-            return _tested(winner, stored)
-        classes = [
-            name.removeprefix("probability_") for name in stored.columns if name.startswith("probability_")
-        ]
-        said = stored[[f"probability_{name}" for name in classes]]
-        return _of_classes(stored, classes, list(said.to_numpy()))
-    entry.say(
-        f"{experiment}: the test split changed, the champion (version {champion.number}) predicts it anew"
+    found = next(
+        (
+            one
+            for one in reversed(aliases.history(opened, version.model))
+            if one.what in ("promote", "keep")
+            and (one.evidence.get("result"), one.evidence.get("candidate"))
+            == (result.identity, version.number)
+        ),
+        None,
     )
-    said = registry.load(champion).predict(_contents(experiment, winner, winner.test))
-    if winner.kind.classified:
-        probabilities = said["probabilities"]
-        return _of_classes(
-            winner.test, list(probabilities.iloc[0]), [list(row.values()) for row in probabilities]
+    champion = aliases.current(opened, version.model).get(aliases.CHAMPION) == version.number
+    if found is None and version.tags.get(DECIDED_FOR) == result.identity:
+        # By a release that kept no ledger.
+        return gate.Decision(champion, version.tags.get(REASON, "decided before"))
+    if found is None:
+        return None
+    reason = found.why
+    if found.what == "promote" and not champion:
+        reason = f"it was champion ({reason}), and the alias was moved since"
+    if found.what == "keep" and champion:
+        reason = f"it was made champion by hand, after the gate had refused it ({reason})"
+    return gate.Decision(champion, reason, found.evidence)
+
+
+def _decide_now(opened: Store, result: Result, winner: Winner, version: Version, test: Frozen) -> Decision:
+    """Decide, and write it down; anew where the champion changed in the meantime."""
+    for _ in range(ATTEMPTS):
+        champion = registry.champion(opened, version.model)
+        decision = _decide(opened, result, winner, version, test, champion)
+        before = None if champion is None else champion.number
+        if aliases.current(opened, version.model).get(aliases.CHAMPION) != before:
+            continue
+        if not decision.promote:
+            aliases.keep(
+                opened, version.model, version.number, why=decision.reason, evidence=decision.evidence
+            )
+            return decision
+        moved = aliases.promote(
+            opened, version.model, version.number, why=decision.reason, evidence=decision.evidence
         )
-    truths, classes = winner.task.truths(winner.test), winner.training.journal["classes"]
-    shares = winner.task.scores(truths, _records(said), classes)
-    return _tested(winner, winner.test.assign(**{f"{SHARE}{name}": one for name, one in shares.items()}))
+        if moved.before.get(aliases.CHAMPION) == before or moved.evidence.get("result") != result.identity:
+            return decision
+        # Another machine was faster: its champion has not been compared with this version.
+        aliases.rollback(opened, version.model, why="another version became champion while this was decided")
+    raise HeadstartError(
+        f"the champion of {version.model} changed {ATTEMPTS} times while version {version.number} was "
+        "compared with it; run it again when nobody else does"
+    )
 
 
-def _stored(version: Version) -> pd.DataFrame | None:
-    import pandas as pd
+def _decide(
+    opened: Store, result: Result, winner: Winner, version: Version, test: Frozen, champion: Version | None
+) -> Decision:
+    """The gate's decision, with the evidence that the ledger keeps of it."""
+    from steps import contest
 
-    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
-        path = registry.file_of(version, f"data/model/{PREDICTIONS}", Path(folder))
-        return None if path is None else pd.read_parquet(path)
+    entries = aliases.history(opened, version.model)
+    if champion is None:
+        decision = without_champion(winner, version, aliases.lost_champion(opened, version.model))
+    else:
+        decision = contest.decide(
+            opened, result.experiment, (version, champion), test, _rule(result, winner), entries
+        )
+    about = {
+        "result": result.identity,
+        "candidate": version.number,
+        "champion": None if champion is None else champion.number,
+        "test": test.sha256,
+    }
+    return replace(decision, evidence={**decision.evidence, **about})
 
 
-def _tested(winner: Winner, test: pd.DataFrame) -> Tested:
-    """What was said of these rows, as the gate takes it."""
+def without_champion(winner: Winner, version: Version, lost: Entry | None) -> Decision:
+    """The first version is crowned; after a champion whose alias was removed by hand nobody is."""
     import numpy as np
 
-    from steps.gate import Tested
+    from steps import gate
 
-    if winner.kind.classified:
-        return _of_classes(test, winner.training.journal["classes"], list(test["probabilities"]))
-    shares = {name: test[f"{SHARE}{name}"].to_numpy(dtype=np.float64) for name in winner.kind.metrics}
-    return Tested.of_shares(list(test["id"]), list(test["target"].fillna("")), shares, groups=_groups(test))
+    column = "probabilities" if winner.kind.classified else _shares(winner)
+    if not all(
+        np.isfinite(np.asarray(one, dtype=np.float64)).all() for one in winner.test[column].to_numpy()
+    ):
+        return gate.Decision(False, "the candidate's predictions are not finite", {"tests": []})
+    if lost is None:
+        return gate.first()
+    model, before = version.model, lost.after[aliases.CHAMPION]
+    ways = [f"`headstart promote {model}@{before}` puts it back"]
+    if aliases.PREVIOUS in lost.after:
+        ways.append(f"`headstart rollback {model}` takes the one before")
+    if version.number != before:
+        ways.append(f"`headstart promote {model}@{version.number}` takes this one")
+    return gate.Decision(
+        False,
+        f"the alias `champion` is gone from {model}, and no gate took it: version {before} had it last; "
+        f"{', '.join(ways)}",
+        {"tests": [], "lost_champion": before},
+    )
 
 
-def _of_classes(test: pd.DataFrame, classes: list[str], probabilities: list[Any]) -> Tested:
-    import numpy as np
+def _rule(result: Result, winner: Winner) -> Rule:
+    from steps import gate
 
-    from steps.gate import Tested
+    settings = params.read_settings(RegisterSettings, artifacts.settings_file(result.experiment, "register"))
+    evaluation = winner.settings.evaluation
+    return gate.Rule.of(settings.gate, evaluation.metric, evaluation.confidence, winner.kind.metrics)
 
-    said = np.stack(probabilities).astype(np.float64)
-    return Tested(list(test["id"]), list(test["label"]), classes, said, groups=_groups(test))
 
+def _prune(opened: Store, experiment: str, version: Version, test: Frozen) -> None:
+    """Keep here the frozen test sets of the versions that have an alias, and today's."""
+    from steps import contest, frozen
 
-def _groups(test: pd.DataFrame) -> list[str | None]:
-    """The group of each row; what was stored by itself has none."""
-    return list(test["group"]) if "group" in test else []
+    numbers = set(aliases.current(opened, version.model).values())
+    others = [download.version_of(opened, version.model, number=int(one)) for one in sorted(numbers)]
+    frozen.prune(experiment, [test.sha256, *(one.tags.get(contest.TEST_SHA, "") for one in others)])
 
 
 def _note(
@@ -475,7 +550,11 @@ def _note(
         "model": version.model,
         "version": version.number,
         "aliases": list(version.aliases),
-        "decision": {"promote": decision.promote, "reason": decision.reason},
+        "decision": {
+            "promote": decision.promote,
+            "reason": decision.reason,
+            "evidence": dict(decision.evidence),
+        },
         "arm": winner.training.arm,
         "seed": winner.training.seed,
         "tracking_uri": store.shown(opened.uri),

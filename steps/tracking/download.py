@@ -1,4 +1,4 @@
-"""Versions of registered models, found and brought here as files; nothing of them is loaded or run."""
+"""Versions of models and artifacts of runs, found and brought here as files; nothing is loaded or run."""
 
 from __future__ import annotations
 
@@ -85,18 +85,53 @@ def bring(opened: Store, version: Version, inside: str, folder: Path) -> Path:
     Raises:
         TrackingError: it is not there, or cannot be had.
     """
+    uri = f"models:/{version.model}/{version.number}/{inside}"
+    return _brought(opened, uri, f"version {version.number} of {version.model}", inside, folder)
+
+
+def bring_run(opened: Store, run_id: str, inside: str, folder: Path) -> Path:
+    """Bring a file or a folder among the artifacts of a run.
+
+    Args:
+        opened: the store.
+        run_id: of the run.
+        inside: the path below its artifacts.
+        folder: where it is put, by its whole path.
+
+    Returns:
+        Its path here.
+
+    Raises:
+        TrackingError: it is not there, or cannot be had.
+    """
+    return _brought(opened, f"runs:/{run_id}/{inside}", f"the run {run_id}", inside, folder)
+
+
+def files_of_run(opened: Store, run_id: str, inside: str) -> list[str]:
+    """The names in a folder among the artifacts of a run; none where there is no such folder or run.
+
+    Raises:
+        TrackingError: the artifacts cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = opened.client.list_artifacts(run_id, inside)
+    except Exception as error:  # an artifact store's client may be any library
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise store.refused(opened.uri, error, ADVICE) from error
+    return [str(one.path).rpartition("/")[2] for one in found]
+
+
+def _brought(opened: Store, uri: str, owner: str, inside: str, folder: Path) -> Path:
     import mlflow.artifacts
 
-    uri = f"models:/{version.model}/{version.number}/{inside}"
     try:
         found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except Exception as error:  # an artifact store's client may be any library
         detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise store.refused(
-            opened.uri,
-            RuntimeError(f"{inside} of version {version.number} of {version.model}: {detail}"),
-            ADVICE,
-        ) from None
+        raise store.refused(opened.uri, RuntimeError(f"{inside} of {owner}: {detail}"), ADVICE) from None
     if not found.exists():
-        raise TrackingError(f"version {version.number} of {version.model} has no {inside}")
+        raise TrackingError(f"{owner} has no {inside}")
     return found

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
+import platform
+import shutil
 import subprocess
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ from steps import artifacts
 
 # What a search leaves beside the trainings of its arm.
 TUNING = "tuning.json"
+CODE = ("steps", "flows", "headstart", "dvc.yaml")
+LOCK, ENVIRONMENT = "dvc.lock", "requirements.lock"
 
 
 @dataclass(frozen=True)
@@ -135,17 +142,58 @@ def _training(experiment: str, arm: str, run: str, scores: dict[str, Any]) -> Tr
     return Training(arm, int(seed), folder, journal, history, scores, resample, tuning)
 
 
-def origin(experiment: str) -> dict[str, str]:
-    """What a result came from, as tags: the code's commit, the parameters and the lock file of DVC."""
+def origin(experiment: str, kept: Path | None = None) -> dict[str, str]:
+    """What a result came from, as tags: commit, parameters, DVC's lock file, flow run, environment, machine.
+
+    `git_dirty` tells whether the code, of all files, differed from the commit.
+
+    Args:
+        experiment: its name.
+        kept: where `keep_origin` put the files; None looks at those of the clone.
+    """
     settings = sorted(artifacts.settings_file(experiment, "compare").parent.rglob("*.json"))
     found = {str(path): artifacts.sha256_file(path) for path in settings}
-    lock, changes = Path("dvc.lock"), _git("status", "--porcelain")
+    lock, environment = (_hashed((kept or Path()) / name) for name in (LOCK, ENVIRONMENT))
+    # Only code can be had from the commit alone; parameters and lock files are published with the result.
+    changes = _git("status", "--porcelain", "--", *CODE)
     return {
         "headstart.git_commit": _git("rev-parse", "HEAD") or "unknown",
         "headstart.git_dirty": "unknown" if changes is None else str(bool(changes)).lower(),
         "headstart.params_sha256": artifacts.sha256_json(found),
-        "headstart.dvc_lock_sha256": artifacts.sha256_file(lock) if lock.exists() else "none",
+        "headstart.dvc_lock_sha256": lock,
+        "headstart.environment_sha256": environment,
+        "headstart.flow_run": os.environ.get("HEADSTART_FLOW_RUN") or "none",
+        "headstart.machine": machine(),
     }
+
+
+def keep_origin(experiment: str, folder: Path) -> None:
+    """Copy the files that a result came from, those that there are, so that they go with it as they are now.
+
+    Args:
+        experiment: its name.
+        folder: where they are put, each by its own name.
+    """
+    validation = artifacts.validation_dir(experiment) / "validation.json"
+    for path in (Path(LOCK), artifacts.PARAMS_FILE, Path(ENVIRONMENT), validation):
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+@cache
+def machine() -> str:
+    """What kind of machine this is: on the same kind, the same training ends in the same bytes."""
+    model = platform.processor() or "unknown processor"
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
+    return f"{platform.system()} {platform.machine()}, {model}, Python {platform.python_version()}"
+
+
+def _hashed(path: Path) -> str:
+    return artifacts.sha256_file(path) if path.exists() else "none"
 
 
 def _git(*arguments: str) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps import artifacts
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 RESULT, COMPLETE = "headstart.result", "headstart.complete"
+# Of the comparison's run: what the result came from, as files.
+ORIGIN = "origin"
 # What MLflow takes in one request.
 BATCH = 1000
 
@@ -55,14 +59,17 @@ def publish(opened: Store, result: Result) -> Published:
     if parent.data.tags.get(COMPLETE) == "true":
         ids = {name: run.info.run_id for name, run in children.items()}
         return Published(experiment_id, parent.info.run_id, ids, new=False)
-    origin = journal.origin(result.experiment)
-    ids = {}
-    for training in result.trainings:
-        run = children.get(training.name) or _create_child(opened, parent, training)
-        if run.data.tags.get(COMPLETE) != "true":
-            _fill_child(opened, run, training, result, origin)
-        ids[training.name] = run.info.run_id
-    _fill_parent(opened, parent, result, origin)
+    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
+        kept = Path(folder)
+        journal.keep_origin(result.experiment, kept)
+        origin = journal.origin(result.experiment, kept)
+        ids = {}
+        for training in result.trainings:
+            run = children.get(training.name) or _create_child(opened, parent, training)
+            if run.data.tags.get(COMPLETE) != "true":
+                _fill_child(opened, run, training, result, origin)
+            ids[training.name] = run.info.run_id
+        _fill_parent(opened, parent, result, origin, kept)
     return Published(experiment_id, parent.info.run_id, ids, new=True)
 
 
@@ -229,7 +236,7 @@ def finals(training: Training, result: Result, start: int) -> list[Metric]:
     return [Metric(name, float(value), end, 0) for name, value in values.items()]
 
 
-def _fill_parent(opened: Store, run: Run, result: Result, origin: dict[str, str]) -> None:
+def _fill_parent(opened: Store, run: Run, result: Result, origin: dict[str, str], kept: Path) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     client, run_id, found = opened.client, run.info.run_id, result.comparison
@@ -263,6 +270,8 @@ def _fill_parent(opened: Store, run: Run, result: Result, origin: dict[str, str]
         client.log_artifact(
             run_id, str(artifacts.evaluation_dir(result.experiment) / "scores.json"), "evaluation"
         )
+        if any(kept.iterdir()):
+            client.log_artifacts(run_id, str(kept), ORIGIN)
     _finish(opened, run, int(time.time() * 1000))
 
 

@@ -1,8 +1,13 @@
-"""The model registry: versions of a model, made once for the same bytes, and the alias `champion`."""
+"""The model registry: versions of a model, made once for the same bytes, and read only when they are these.
+
+A version's files lie in an artifact store, which others may write to. So a version lists the SHA-256 of each
+of its files in `files.json` among them, and has the SHA-256 of that list as a tag, which the database holds.
+Whatever is read of a version is compared with it first.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import shutil
 import tempfile
@@ -11,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steps import artifacts
 from steps.errors import TrackingError
 from steps.tracking import store
 from steps.tracking.store import Store
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 MODEL_SHA = "headstart.model_sha256"
+FILES_SHA = "headstart.files_sha256"
+FILES = "files.json"
+# What MLflow adds to what it brings here.
+ADDED = "registered_model_meta"
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, as MLflow gives it to anybody."""
+    """A model in memory, as MLflow gives it to anybody.
+
+    Attributes:
+        pyfunc: MLflow's own.
+        folder: with its files; gone when the model is.
+    """
 
     pyfunc: Any
+    folder: tempfile.TemporaryDirectory[str] | None = None
 
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Label, probability and probabilities of each row; what `steps/serving.py` raises goes through."""
@@ -105,6 +121,18 @@ def champion(opened: Store, model: str) -> Version | None:
         raise
 
 
+def version(opened: Store, model: str, number: str) -> Version | None:
+    """The version of this number; None when there is none."""
+    try:
+        found: Any = opened.client.get_model_version(model, number)
+    except Exception as error:
+        store.is_absent(error)
+        return None
+    return Version(
+        found.name, str(found.version), found.run_id or "", dict(found.tags), tuple(sorted(found.aliases))
+    )
+
+
 def add(opened: Store, candidate: Candidate) -> Version:
     """Make a version of a candidate.
 
@@ -116,14 +144,16 @@ def add(opened: Store, candidate: Candidate) -> Version:
     client, name = opened.client, candidate.model
     logged = _logged(opened, candidate)
     if logged.status != LoggedModelStatus.READY:
-        _upload(opened, candidate, logged)
+        client.set_logged_model_tags(logged.model_id, {FILES_SHA: _upload(opened, candidate, logged)})
         logged = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     _ensure_registered(opened, name)
+    # A model that an earlier release uploaded before it was stopped has no list.
+    listed = {key: value for key, value in logged.tags.items() if key == FILES_SHA}
     made = client.create_model_version(
         name,
         f"models:/{logged.model_id}",
         candidate.run_id,
-        tags=candidate.tags | {MODEL_SHA: candidate.sha256},
+        tags=candidate.tags | {MODEL_SHA: candidate.sha256} | listed,
         description=candidate.description,
         model_id=logged.model_id,
     )
@@ -161,7 +191,8 @@ def _logged(opened: Store, candidate: Candidate) -> LoggedModel:
     )
 
 
-def _upload(opened: Store, candidate: Candidate, logged: LoggedModel) -> None:
+def _upload(opened: Store, candidate: Candidate, logged: LoggedModel) -> str:
+    """Bring the files to the artifact store; gives the SHA-256 of the list of them."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -177,8 +208,11 @@ def _upload(opened: Store, candidate: Candidate, logged: LoggedModel) -> None:
     with tempfile.TemporaryDirectory(prefix="model-", dir=store.LOCK.parent) as folder:
         path = Path(folder) / "model"
         candidate.save(path, described)
+        artifacts.write_json(path / FILES, artifacts.sha256_files(path))
+        listed = artifacts.sha256_file(path / FILES)
         with store.uploading(opened.uri):
             client.log_model_artifacts(model_id, str(path))
+    return listed
 
 
 def _scores(opened: Store, candidate: Candidate, model_id: str) -> list[Metric]:
@@ -192,12 +226,6 @@ def _scores(opened: Store, candidate: Candidate, model_id: str) -> list[Metric]:
     ]
 
 
-def promote(opened: Store, version: Version) -> Version:
-    """Point `champion` to a version."""
-    opened.client.set_registered_model_alias(version.model, CHAMPION, version.number)
-    return _version(opened, opened.client.get_model_version(version.model, version.number))
-
-
 def tag(opened: Store, version: Version, tags: dict[str, str]) -> None:
     """Set tags of a version."""
     for key, value in tags.items():
@@ -205,13 +233,114 @@ def tag(opened: Store, version: Version, tags: dict[str, str]) -> None:
 
 
 def file_of(version: Version, path: str, folder: Path) -> Path | None:
-    """One file of a version, fetched into `folder`; None when the version has no such file."""
+    """One file of a version, fetched into `folder`; None when the version has no such file.
+
+    Raises:
+        TrackingError: it is not the file that was registered.
+    """
+    try:
+        found = _bring(version, path, folder)
+    except Exception:  # an artifact store's client may be any library
+        return None
+    check(version, path, found)
+    return found
+
+
+def check(version: Version, path: str, found: Path) -> None:
+    """Hold that what was brought of a version is what was registered; versions older than the list pass.
+
+    Args:
+        version: of a registered model.
+        path: of a file or a folder below the version's files; empty for all of them.
+        found: that file or folder, here.
+
+    Raises:
+        TrackingError: a file differs, is missing, or was not there; the message names it.
+    """
+    if FILES_SHA not in version.tags:
+        return
+    listed = _listed(version, found / FILES if not path else None)
+    if found.is_file():
+        wanted, there = {path: listed.get(path)}, {path: artifacts.sha256_file(found)}
+    else:
+        before = f"{path}/" if path else ""
+        wanted = {name: one for name, one in listed.items() if name.startswith(before)}
+        there = {f"{before}{name}": one for name, one in artifacts.sha256_files(found).items()}
+        there = {name: one for name, one in there.items() if name not in (ADDED, FILES)}
+    for name in sorted({*wanted, *there}):
+        if wanted.get(name) != there.get(name):
+            what = "is missing" if name not in there else "was added" if not wanted.get(name) else "differs"
+            raise _altered(version, f"its file {name} {what}")
+
+
+def _listed(version: Version, file: Path | None) -> dict[str, str]:
+    """The SHA-256 of each file of a version, as they were registered.
+
+    Args:
+        version: that has a list.
+        file: the list, where it is here already.
+    """
+    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
+        try:
+            file = file or _bring(version, FILES, Path(folder))
+            content = file.read_bytes()
+        except Exception as error:  # an artifact store's client may be any library
+            raise _gone(version, error) from error
+    if hashlib.sha256(content).hexdigest() != version.tags[FILES_SHA]:
+        raise _altered(version, f"its list of files, {FILES}, differs")
+    found: dict[str, str] = json.loads(content)
+    return found
+
+
+def _altered(version: Version, what: str) -> TrackingError:
+    return TrackingError(
+        f"version {version.number} of {version.model} is not what was registered: {what}; it is not used. "
+        f"Restore its files, or `headstart rollback {version.model}`"
+    )
+
+
+def _gone(version: Version, error: Exception) -> TrackingError:
+    detail = " ".join(str(error).split())[:300] or type(error).__name__
+    return TrackingError(
+        f"the files of version {version.number} of {version.model} cannot be had: {detail}; bring them "
+        f"back, or `headstart rollback {version.model}`"
+    )
+
+
+def _bring(version: Version, path: str, folder: Path) -> Path:
     import mlflow.artifacts
 
-    with contextlib.suppress(Exception):
-        uri = f"models:/{version.model}/{version.number}/{path}"
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    return None
+    uri = f"models:/{version.model}/{version.number}" + (f"/{path}" if path else "")
+    found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    if not found.exists():
+        raise FileNotFoundError(f"there is no {path or 'file'}")
+    return found
+
+
+def verify(version: Version) -> int | None:
+    """Bring all files of a version and compare them with what was registered.
+
+    Returns:
+        How many there are beside the list; None for a version older than the list of them.
+
+    Raises:
+        TrackingError: they cannot be had, or differ.
+    """
+    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
+        found = _whole(version, Path(folder))
+        return len(_listed(version, found / FILES)) if FILES_SHA in version.tags else None
+
+
+def _whole(version: Version, folder: Path) -> Path:
+    """All files of a version, brought into a folder and compared."""
+    try:
+        found = _bring(version, "", folder)
+    except Exception as error:  # an artifact store's client may be any library
+        raise _gone(version, error) from error
+    if not (found / "MLmodel").exists():
+        raise _gone(version, FileNotFoundError("there is no MLmodel"))
+    check(version, "", found)
+    return found
 
 
 def load_folder(folder: Path) -> Loaded:
@@ -222,15 +351,15 @@ def load_folder(folder: Path) -> Loaded:
 
 
 def load(version: Version) -> Loaded:
-    """The model of a version, ready to predict.
+    """The model of a version, ready to predict, from files that were compared with what was registered.
 
     Raises:
-        TrackingError: its files are gone or cannot be loaded here.
+        TrackingError: its files are gone, differ, or cannot be loaded here.
     """
-    import mlflow.pyfunc
-
+    folder = tempfile.TemporaryDirectory(prefix="headstart-model-")
+    path = _whole(version, Path(folder.name))
     try:
-        return Loaded(mlflow.pyfunc.load_model(f"models:/{version.model}/{version.number}"))
+        return Loaded(load_folder(path).pyfunc, folder)
     except Exception as error:
         detail = " ".join(str(error).split())[:300] or type(error).__name__
         raise TrackingError(
@@ -239,7 +368,7 @@ def load(version: Version) -> Loaded:
 
 
 def _version(opened: Store, found: ModelVersion) -> Version:
-    whole: Any = opened.client.get_model_version(found.name, found.version)
-    return Version(
-        whole.name, str(whole.version), whole.run_id, dict(whole.tags), tuple(sorted(whole.aliases))
-    )
+    """All of a version; a search or an alias does not tell of its aliases."""
+    whole = version(opened, found.name, str(found.version))
+    assert whole is not None
+    return whole

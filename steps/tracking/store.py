@@ -130,6 +130,19 @@ def refused(uri: str, error: Exception, advice: str) -> TrackingError:
     return TrackingError(f"MLflow at {shown(uri)} failed: {detail}; {advice}")
 
 
+def is_absent(error: Exception) -> bool:
+    """Whether an error of MLflow, or of `reader`, says that something is not there.
+
+    An alias or a name that cannot be is an invalid parameter to a SQL store.
+
+    Raises:
+        Exception: it says anything else.
+    """
+    if getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return True
+    raise error
+
+
 def database_of(uri: str) -> Path | None:
     """The file of a SQLite store; None for any other kind of address."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

@@ -137,7 +137,7 @@ def test_an_alias_that_moved_is_told(tmp_path: Path) -> None:
 def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent: list[tuple[dict[str, Any], str]] = [
         ({"version": 9}, "has no version 9 in MLflow"),
-        ({"version": 1, "alias": "challenger"}, "has no version with the alias 'challenger'"),
+        ({"version": 1, "alias": "nightly"}, "has no version with the alias 'nightly'"),
         ({"version": 1, "model": "headstart-none"}, "headstart-none has no version 1"),
     ]
     for changes, message in absent:

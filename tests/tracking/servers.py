@@ -25,10 +25,10 @@ def free_port() -> int:
 
 @contextmanager
 def mlflow_process(
-    arguments: list[str], folder: Path, page: str, environment: dict[str, str]
+    arguments: list[str], folder: Path, page: str, environment: dict[str, str], port: int | None = None
 ) -> Iterator[str]:
-    """Run `mlflow ...` on a free port until the block ends; gives its address when `page` answers."""
-    port = free_port()
+    """Run mlflow until the block ends, on this port or a free one; gives its address once it answers."""
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     # MLflow starts its own `python` and `uvicorn`: the environment's must come first.
