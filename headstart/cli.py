@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from headstart import __version__, terminal
+from headstart import (
+    __version__,
+    monitoring,
+    nights,
+    operating,
+    releasing,
+    reproduce,
+    serving,
+    spreading,
+    terminal,
+)
 from steps.errors import HeadstartError, UserError
 
 if TYPE_CHECKING:
@@ -93,24 +103,6 @@ def results(experiments: Experiments = None) -> None:
         what = f"experiment {missing[0]!r} has" if missing else "there are"
         raise UserError(f"{what} no results yet; `headstart run` makes them")
     show(terminal.console(), filter(None, found.values()))
-
-
-@app.command(context_settings={"ignore_unknown_options": False})
-def predict(
-    experiment: Annotated[str, typer.Argument(help="Whose champion predicts.")],
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, texts, a folder or a table.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The CSV file to write, for a folder or table.")] = None,
-) -> None:
-    """Ask an experiment's champion: labels, boxes, answers, whatever its task gives."""
-    # A path is meant from where the user stands, a text is left as it is.
-    absolute = [terminal.absolute(one) for one in inputs]
-    options = ["--json"] * as_json + (["--out", str(out.absolute())] if out else [])
-    terminal.enter_clone()
-    # A text may begin with a dash.
-    raise typer.Exit(terminal.run_step("predict", experiment, *options, "--", *absolute))
 
 
 @app.command("show")
@@ -202,6 +194,20 @@ def doctor() -> None:
 
 
 # commands of their own modules
+app.command("predict")(serving.predict)
+app.command("serve")(serving.serve)
+app.command("container")(serving.container)
+app.command("nightly")(nights.nightly)
+app.command("promote")(releasing.promote)
+app.command("rollback")(releasing.rollback)
+app.command("history")(releasing.history)
+app.command("why")(releasing.why)
+app.command("reproduce")(reproduce.reproduce)
+app.command("spread")(spreading.spread)
+app.command("worker")(spreading.worker)
+app.command("ui")(operating.ui)
+app.command("deploy")(operating.deploy)
+app.command("monitor")(monitoring.monitor)
 
 
 def main() -> int:

@@ -37,6 +37,8 @@ from steps.savedmodel import Extractor
 from steps.tasks import Ask, Content
 from steps.tracking.packaging import FORMAT
 
+# Images decoded at a time to see whether they can be: a batch of large ones takes much memory.
+TRIED = 8
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -116,12 +118,7 @@ class Served:
             return self._featured(self.extractor, contents, None)  # it reads the texts as they are
         samples = self.task.samples(contents, self.settings, self.pretrained)
         if self.kind.content == "image":
-            # Decoded one by one, so that each that fails is named; the samples keep what they decoded.
-            for place in range(len(samples)):
-                try:
-                    samples.batch([place])
-                except DataError as error:
-                    reasons[place] = str(error)
+            reasons = _undecodable(samples)
             if reasons:
                 raise UnreadableError(reasons, len(rows))
         return samples if self.extractor is None else self._featured(self.extractor, contents, samples)
@@ -140,6 +137,10 @@ class Served:
                 raise DataError(f"is no text, but {type(value).__name__}")
             if not value.strip():
                 raise DataError("the text is empty")
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise DataError("the text holds half a character (a lone surrogate)") from None
             return value
         image = decoded(value)
         self._check_size(image)
@@ -155,6 +156,25 @@ class Served:
             raise DataError("is no image we can read") from None
         if width * height > self.max_pixels:
             raise DataError(f"{width} x {height} pixels are more than the {self.max_pixels} allowed")
+
+
+def _undecodable(samples: Samples) -> dict[int, str]:
+    """Why, of each image that cannot be decoded; the samples keep what they decoded."""
+    places = list(range(len(samples)))
+    for at in range(0, len(places), TRIED):
+        try:
+            samples.batch(places[at : at + TRIED])
+        except DataError:
+            break
+    else:
+        return {}
+    reasons: dict[int, str] = {}
+    for place in places:
+        try:
+            samples.batch([place])
+        except DataError as error:
+            reasons[place] = str(error)
+    return reasons
 
 
 def decoded(value: object) -> Path | bytes:

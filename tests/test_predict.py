@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from steps import artifacts, predict
+from steps import artifacts, inputs, outputs, predict
 from steps.errors import UnreadableError, UserError
+from steps.inputs import Columns, Input
 from steps.params import IngestSettings, PackageData, TableData
-from steps.predict import Columns, Input
 
 IMAGES, TEXTS = (Columns((name,), (name,), "utf-8") for name in ("image", "text"))
 ROWS = [
@@ -32,25 +32,25 @@ def test_files_folders_and_texts_are_gathered() -> None:
     Path("pictures/deep").mkdir(parents=True)
     for name in ("pictures/b.png", "pictures/deep/a.png", "pictures/.DS_Store", "c.png"):
         Path(name).write_bytes(b"x")
-    found = predict.gather(["c.png", "pictures"], IMAGES)
+    found = inputs.gather(["c.png", "pictures"], IMAGES)
     assert [one.name for one in found] == ["c.png", "pictures/b.png", "pictures/deep/a.png"]
     assert all(isinstance(one.contents[0], Path) for one in found)
     Path("note.txt").write_text("from a file", "utf-8")
-    assert predict.gather(["note.txt", "plain words"], TEXTS) == [
+    assert inputs.gather(["note.txt", "plain words"], TEXTS) == [
         Input("note.txt", ("from a file",)),
         Input("plain words", ("plain words",)),
     ]
-    assert predict.gather(["w" * 5000], TEXTS)[0].contents == ("w" * 5000,)
+    assert inputs.gather(["w" * 5000], TEXTS)[0].contents == ("w" * 5000,)
 
 
 def test_a_missing_file_is_named_and_never_taken_for_a_text() -> None:
     with pytest.raises(UserError, match=r"no file 'a\.png', 'b\.png'"):
-        predict.gather(["a.png", "b.png"], IMAGES)
+        inputs.gather(["a.png", "b.png"], IMAGES)
     with pytest.raises(UserError, match=r"no file 'mistyped\.txt'"):
-        predict.gather(["mistyped.txt"], TEXTS)
+        inputs.gather(["mistyped.txt"], TEXTS)
     Path("empty").mkdir()
     with pytest.raises(UserError, match="'empty' holds no files"):
-        predict.gather(["empty"], IMAGES)
+        inputs.gather(["empty"], IMAGES)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -63,13 +63,13 @@ def test_rows_of_a_table_are_gathered(suffix: str) -> None:
         frame.to_json(path, lines=True, orient="records")
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
-    assert [one.contents for one in predict.gather([str(path)], TEXTS)] == [("first",), ("NA",), ("3",)]
+    assert [one.contents for one in inputs.gather([str(path)], TEXTS)] == [("first",), ("NA",), ("3",)]
 
 
 def test_images_of_a_table_lie_beside_it() -> None:
     Path("there").mkdir()
     Path("there/table.csv").write_text("image\nx/1.png\n")
-    assert predict.gather(["there/table.csv"], IMAGES) == [Input("x/1.png", (Path("there/x/1.png"),))]
+    assert inputs.gather(["there/table.csv"], IMAGES) == [Input("x/1.png", (Path("there/x/1.png"),))]
 
 
 @pytest.mark.parametrize(
@@ -83,27 +83,27 @@ def test_images_of_a_table_lie_beside_it() -> None:
 def test_a_table_that_does_not_fit_is_told(text: str, message: str) -> None:
     Path("table.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        predict.gather(["table.csv"], TEXTS)
+        inputs.gather(["table.csv"], TEXTS)
 
 
 def test_a_text_file_in_another_encoding_is_told() -> None:
     Path("note.txt").write_bytes("für".encode("latin-1"))
     with pytest.raises(UserError, match=r"note\.txt is not utf-8 text"):
-        predict.gather(["note.txt"], TEXTS)
-    assert predict.gather(["note.txt"], Columns(("text",), ("text",), "latin-1"))[0].contents == ("für",)
+        inputs.gather(["note.txt"], TEXTS)
+    assert inputs.gather(["note.txt"], Columns(("text",), ("text",), "latin-1"))[0].contents == ("für",)
 
 
 def test_inputs_are_read_as_the_experiment_reads_its_data() -> None:
-    assert predict.columns_of("topics", "text-classification") == TEXTS
+    assert inputs.columns_of("topics", "text-classification") == TEXTS
     table = TableData(source="table", path="t.csv", label="l", text="body", encoding="latin-1")
     path = artifacts.settings_file("topics", "ingest")
     settings = IngestSettings(task="text-classification", data=table)
     artifacts.write_json(path, settings.model_dump(mode="json"))
-    assert predict.columns_of("topics", "text-classification") == Columns(("text",), ("body",), "latin-1")
+    assert inputs.columns_of("topics", "text-classification") == Columns(("text",), ("body",), "latin-1")
     package = PackageData(source="package", dataset="bbc-news", path="requirements.lock")
     settings = IngestSettings(task="text-classification", data=package)
     artifacts.write_json(path, settings.model_dump(mode="json"))
-    assert predict.columns_of("topics", "text-classification") == TEXTS
+    assert inputs.columns_of("topics", "text-classification") == TEXTS
 
 
 class _Model:
@@ -124,29 +124,29 @@ class _Model:
 
 def test_many_inputs_are_predicted_chunk_by_chunk_in_their_order() -> None:
     model: Any = _Model()
-    inputs = [Input(f"n{at}", (f"t{at}",)) for at in range(predict.CHUNK + 3)]
-    rows = predict.ask(model, inputs, ("text",))
+    asked = [Input(f"n{at}", (f"t{at}",)) for at in range(predict.CHUNK + 3)]
+    rows = predict.ask(model, asked, ("text",))
     assert model.asked == [predict.CHUNK, 3]
-    assert [row["input"] for row in rows] == [one.name for one in inputs]
+    assert [row["input"] for row in rows] == [one.name for one in asked]
 
 
 def test_every_input_that_cannot_be_read_is_named() -> None:
     model: Any = _Model()
-    inputs = [
+    asked = [
         Input(f"n{at}", ("bad" if at in (1, predict.CHUNK + 1) else "good",))
         for at in range(predict.CHUNK + 2)
     ]
     with pytest.raises(UserError) as told:
-        predict.ask(model, inputs, ("text",))
+        predict.ask(model, asked, ("text",))
     assert (
         str(told.value)
-        == f"2 of {len(inputs)} inputs cannot be read: n1: is odd; n{predict.CHUNK + 1}: is odd"
+        == f"2 of {len(asked)} inputs cannot be read: n1: is odd; n{predict.CHUNK + 1}: is odd"
     )
 
 
 def test_rows_are_written_for_machines_and_for_people() -> None:
-    assert [json.loads(line) for line in predict.as_lines(ROWS).splitlines()] == ROWS
-    table = list(csv.DictReader(io.StringIO(predict.as_csv(ROWS))))
+    assert [json.loads(line) for line in outputs.as_lines(ROWS).splitlines()] == ROWS
+    table = list(csv.DictReader(io.StringIO(outputs.as_csv(ROWS))))
     assert table[0] == {
         "input": "a b",
         "label": "farm",
@@ -154,27 +154,27 @@ def test_rows_are_written_for_machines_and_for_people() -> None:
         "probability_farm": "0.75",
         "probability_moon": "0.25",
     }
-    assert predict.as_words(ROWS) == "a b  farm  0.750\nü    moon  1.000\n"
-    assert predict.as_csv([]) == predict.as_lines([]) == predict.as_words([]) == ""
+    assert outputs.as_words(ROWS) == "a b  farm  0.750\nü    moon  1.000\n"
+    assert outputs.as_csv([]) == outputs.as_lines([]) == outputs.as_words([]) == ""
 
 
 def test_two_texts_come_from_a_table() -> None:
     two = Columns(("text", "pair"), ("question", "passage"), "utf-8")
     Path("table.csv").write_text("question,passage\nwho?,Ann did.\n")
-    assert predict.gather(["table.csv"], two) == [Input("who?", ("who?", "Ann did."))]
+    assert inputs.gather(["table.csv"], two) == [Input("who?", ("who?", "Ann did."))]
     with pytest.raises(UserError, match="the model takes text and pair: give a table with the columns"):
-        predict.gather(["who?"], two)
+        inputs.gather(["who?"], two)
 
 
 def test_what_a_task_without_classes_says_is_written_too() -> None:
     rows = [{"input": "a.png", "boxes": [[1.0, 2.0, 3.0, 4.0]], "labels": ["ship"], "scores": [0.5]}]
-    assert list(csv.DictReader(io.StringIO(predict.as_csv(rows)))) == [
+    assert list(csv.DictReader(io.StringIO(outputs.as_csv(rows)))) == [
         {"input": "a.png", "boxes": "[[1.0, 2.0, 3.0, 4.0]]", "labels": '["ship"]', "scores": "[0.5]"}
     ]
-    assert predict.as_words(rows) == (
+    assert outputs.as_words(rows) == (
         "a.png  boxes [[1.000, 2.000, 3.000, 4.000]]  labels [ship]  scores [0.500]\n"
     )
-    assert "characters)" in predict.as_words([{"input": "a.png", "mask": "A" * 500}])
+    assert "characters)" in outputs.as_words([{"input": "a.png", "mask": "A" * 500}])
 
 
 def test_no_champion_yet_is_told_in_one_line(
