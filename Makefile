@@ -71,8 +71,9 @@ lock: install  ## resolve the dependencies anew into requirements.lock
 
 clean:  ## remove what the pipeline made; data of yours, DVC's cache and the registry stay
 	rm -rf data work reports
-	# The ledger of looks at test splits and the history of results are not to be made again.
-	find .headstart -mindepth 1 -maxdepth 1 ! -name ledger ! -name history -exec rm -rf {} + 2>/dev/null || true
+	# Ledgers, histories and what was asked of a served model are not to be made again.
+	find .headstart -mindepth 1 -maxdepth 1 ! -name ledger ! -name history ! -name aliases ! -name nightly \
+		! -name recorded -exec rm -rf {} + 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from steps import artifacts
 from steps.errors import UserError
 from steps.tracking import journal
 from steps.tracking.journal import Result, Training
+from tests.twin import git
 
 
 def test_the_winner_is_the_one_compare_chose() -> None:
@@ -62,3 +64,42 @@ def test_the_origin_is_known_outside_of_git_too(tmp_path: Path, monkeypatch: pyt
     assert first["headstart.git_commit"] == first["headstart.git_dirty"] == "unknown"
     artifacts.write_json(artifacts.settings_file("toys", "compare"), {"a": 1})
     assert journal.origin("toys")["headstart.params_sha256"] != first["headstart.params_sha256"]
+
+
+def test_only_code_that_differs_from_the_commit_makes_it_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps/one.py").write_text("1\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "one")
+    for name in ("params.yaml", "dvc.lock", "notes.txt"):
+        (tmp_path / name).write_text(f"{name}\n")
+    found = journal.origin("toys")
+    assert found["headstart.git_dirty"] == "false"
+    assert len(found["headstart.git_commit"]) == 40
+    (tmp_path / "steps/two.py").write_text("2\n")
+    assert journal.origin("toys")["headstart.git_dirty"] == "true"
+
+
+def test_the_origin_goes_with_the_result_as_it_was_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEADSTART_FLOW_RUN", "0f1e")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    artifacts.write_json(artifacts.validation_dir("toys") / "validation.json", {"accepted": 1})
+    (tmp_path / "dvc.lock").write_text("then\n")
+    (tmp_path / "requirements.lock").write_text("mlflow\n")
+    journal.keep_origin("toys", kept)
+    (tmp_path / "dvc.lock").write_text("now\n")
+    assert {path.name for path in kept.iterdir()} == {"dvc.lock", "requirements.lock", "validation.json"}
+    then, now = journal.origin("toys", kept), journal.origin("toys")
+    assert then["headstart.dvc_lock_sha256"] == artifacts.sha256_file(kept / "dvc.lock")
+    assert then["headstart.dvc_lock_sha256"] != now["headstart.dvc_lock_sha256"]
+    assert then["headstart.environment_sha256"] == artifacts.sha256_file(tmp_path / "requirements.lock")
+    assert then["headstart.flow_run"] == "0f1e"
+    assert then["headstart.machine"].startswith(f"{platform.system()} {platform.machine()}, ")

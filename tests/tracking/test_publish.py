@@ -47,6 +47,8 @@ def _runs(published: Published) -> list[Any]:
 
 
 def test_a_result_is_published_once_and_compares_at_a_glance(tmp_path: Path) -> None:
+    for name in ("dvc.lock", "requirements.lock"):
+        (tmp_path / name).write_text(f"{name}\n")
     first, second = _publish(), _publish()
     assert first.new
     assert not second.new
@@ -84,6 +86,11 @@ def test_a_result_is_published_once_and_compares_at_a_glance(tmp_path: Path) -> 
     assert [point.step for point in curve] == [1, 2]
     assert {f"report/{name}" for name in ("comparison.json", "report.html", "learning_curves.png")} <= files
     assert "report/model_card.md" in files
+    with store.opened() as opened:
+        origin = [file.path for file in opened.client.list_artifacts(first.run_id, "origin")]
+    assert origin == ["origin/dvc.lock", "origin/requirements.lock"]
+    assert parent.data.tags["headstart.dvc_lock_sha256"] == artifacts.sha256_file(tmp_path / "dvc.lock")
+    assert child.data.tags["headstart.flow_run"] == "none"
     assert tables == ["report/tables/arms.csv"]
     root = tmp_path / "mlflow/artifacts/colours"
     assert (root / first.run_id / "artifacts/report/comparison.json").exists()
