@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-all check format test test-fast test-all faults bench techniques docs lock clean clean-all
+.PHONY: help install run ui run-all check format test test-fast test-all faults bench techniques docs lock clean clean-all
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 run: install  ## run every experiment of params.yaml: data to registered model
 	@headstart run
+
+ui: install  ## Prefect's pages, MLflow's pages and a worker for this clone, until Ctrl-C
+	@headstart ui
 
 run-all: install  ## run one small experiment of every task, in clones of their own below .headstart/
 	@examples/run-all

@@ -24,31 +24,42 @@ HALF_WRITTEN = re.compile(r"\..+\.(?:partial|old)-(\d+)(?:\..+)?")
 
 
 @contextmanager
-def one_run() -> Iterator[None]:
+def one_run(**about: str) -> Iterator[dict[str, Any]]:
     """Hold the clone for this process; the kernel lets go when the process ends, however it ends.
+
+    Args:
+        about: what is noted of this run beside its pid, e.g. its flow run.
+
+    Yields:
+        What the last holder noted, where it was killed; nothing where it ended by itself.
 
     Raises:
         BusyError: another run holds it; the message says which and since when.
     """
     with _locked() as stream:
-        _end_leftovers(_read(stream).get("run"))
+        before = _read(stream)
+        _end_leftovers(before.get("run"))
         _remove_half_written()
         run = os.environ.setdefault(RUN_VARIABLE, uuid.uuid4().hex)
-        _write(stream, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "run": run})
+        holder = {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "run": run}
+        _write(stream, holder | about)
         try:
-            yield
+            yield before
         finally:
             _write(stream, {})
 
 
-def check_free() -> None:
+def check_free() -> dict[str, Any]:
     """Look whether a run could start now.
+
+    Returns:
+        What the last holder noted, where it was killed; nothing where it ended by itself.
 
     Raises:
         BusyError: another run holds the clone.
     """
-    with _locked():
-        pass
+    with _locked() as stream:
+        return _read(stream)
 
 
 @contextmanager

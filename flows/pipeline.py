@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -11,23 +10,28 @@ from functools import partial
 from threading import Event, Thread
 from uuid import UUID
 
+import httpx
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
-from prefect.exceptions import CancelledRun
+from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-from flows import summary, tasks
+from flows import summary, takeover, tasks
 from flows.lock import one_run
-from flows.stages import Outcome, Stages, Stopped
+from flows.stages import Outcome, Stages, Stopped, of_experiment
+from flows.stages import chosen as chosen
 from steps import artifacts, params
-from steps.errors import HeadstartError, ParamsError, StageError, TrackingError, UserError
+from steps.errors import HeadstartError, StageError, TrackingError, UserError
 from steps.params import Params
 from steps.report import index
 
 POLL_SECONDS = 2.0
+AGAIN = "what was done is kept; run again to go on where it was"
+# Tells a step which flow run it belongs to.
+FLOW_RUN = "HEADSTART_FLOW_RUN"
 
 
 @dataclass
@@ -66,20 +70,22 @@ class PipelineFailedError(HeadstartError):
         self.exit_code = StageError.exit_code if ours else UserError.exit_code
 
 
-def one_experiment(stages: Stages, name: str, checked: Params) -> Iterator[Outcome]:
-    """The steps of one experiment in their order; DVC knows which of them have anything to do."""
-    yield tasks.ingest(stages, name)
-    yield tasks.validate(stages, name)
-    yield tasks.split(stages, name)
-    yield tasks.fetch(stages, checked.experiments[name].model.pretrained)
-    yield tasks.embed(stages, name)
-    yield tasks.baseline(stages, name)
-    for arm in checked.arms:
-        yield tasks.train(stages, f"{name}/{arm}")
-    yield tasks.evaluate(stages, name)
-    yield tasks.curve(stages, name)
-    yield tasks.compare(stages, name)
-    yield tasks.register(stages, name)
+def one_experiment(
+    stages: Stages, name: str, checked: Params, *, anew: bool = False, retries: int | None = None
+) -> Iterator[Outcome]:
+    """The steps of one experiment in their order; DVC knows which of them have anything to do.
+
+    Args:
+        stages: the clone's.
+        name: of the experiment.
+        checked: params.yaml.
+        anew: run every stage of the experiment, changed or not. Weights are pinned and are not fetched again.
+        retries: how often what reaches out of the machine is tried again, more patiently than by day.
+    """
+    for step, of in [*of_experiment(name, checked), ("register", name)]:
+        task = tasks.OF_STEP[step]
+        call = task if retries is None else tasks.patient(task, retries)
+        yield call(stages, of, anew=anew and step != "fetch")
 
 
 def _run_name() -> str:
@@ -97,8 +103,10 @@ def pipeline(experiments: list[str] | None = None) -> Report | State[Report]:
     """
     checked = params.load(artifacts.PARAMS_FILE)
     report = Report(chosen(experiments or [], checked))
-    stages = Stages()
-    with one_run(), _stopped_with_the_run(stages):
+    run_id = own_run_id()
+    stages = Stages(environment={FLOW_RUN: run_id} if run_id else None)
+    with one_run(flow_run=run_id) as former, stopped_with_the_run(stages):
+        takeover.crash_former(former)
         try:
             report.outcomes.append(tasks.resolve(stages))
             for name in report.experiments:
@@ -121,17 +129,49 @@ def run(experiments: list[str]) -> Report:
         HeadstartError: as the flow's own.
     """
     try:
-        report = pipeline(experiments)
+        with prefect_errors_named():
+            report = pipeline(experiments)
     except CancelledRun:
         raise Stopped("the run was cancelled in Prefect; run again to go on where it was") from None
     assert isinstance(report, Report)
     return report
 
 
-def run_one(stages: Stages, name: str, checked: Params, report: Report) -> None:
+@contextmanager
+def prefect_errors_named() -> Iterator[None]:
+    """Tell of a Prefect server that refuses, or is lost, in one line.
+
+    Raises:
+        UserError: it does not let us in.
+        HeadstartError: it answers with an error, or no longer.
+    """
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        code = error.response.status_code
+        if code in (401, 403):
+            raise UserError(
+                f"the Prefect server does not let us in ({code}); set PREFECT_API_AUTH_STRING to "
+                "user:password, or PREFECT_API_KEY to a key that has not expired"
+            ) from None
+        raise HeadstartError(f"the Prefect server answers {code}; {AGAIN}") from error
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise HeadstartError(f"the Prefect server was lost ({reason}); {AGAIN}") from error
+
+
+def run_one(
+    stages: Stages,
+    name: str,
+    checked: Params,
+    report: Report,
+    *,
+    anew: bool = False,
+    retries: int | None = None,
+) -> None:
     """Run one experiment into the report; what stops it does not stop the others."""
     try:
-        for outcome in one_experiment(stages, name, checked):
+        for outcome in one_experiment(stages, name, checked, anew=anew, retries=retries):
             report.outcomes.append(outcome)
     except Stopped:
         raise
@@ -141,23 +181,14 @@ def run_one(stages: Stages, name: str, checked: Params, report: Report) -> None:
         report.failures[name] = error
 
 
-def chosen(names: list[str], checked: Params) -> list[str]:
-    """The experiments of these names, each once; all where none is named.
-
-    Raises:
-        ParamsError: params.yaml has no such experiment.
-    """
-    for name in names:
-        if name not in checked.experiments:
-            close = difflib.get_close_matches(name, checked.experiments, n=1)
-            known = ", ".join(checked.experiments)
-            hint = f"did you mean {close[0]!r}?" if close else f"there is {known}"
-            raise ParamsError(f"params.yaml has no experiment {name!r}; {hint}")
-    return list(dict.fromkeys(names)) or list(checked.experiments)
+def own_run_id() -> str:
+    """The id of the flow run that is going on; empty in none."""
+    context = FlowRunContext.get()
+    return "" if context is None or context.flow_run is None else str(context.flow_run.id)
 
 
 @contextmanager
-def _stopped_with_the_run(stages: Stages) -> Iterator[None]:
+def stopped_with_the_run(stages: Stages) -> Iterator[None]:
     """Stop the stages when this run is cancelled in Prefect, which tells nobody: it has to be asked."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:  # called as a plain function

@@ -7,6 +7,7 @@ for us does not tear it down halfway, and so that we can end it with everything 
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,20 @@ from time import monotonic, sleep
 from typing import IO, Any, Literal
 
 from steps import errors
-from steps.errors import DataError, HeadstartError, StageError, UserError
+from steps.errors import DataError, HeadstartError, ParamsError, StageError, UserError
+from steps.params import Params
 
 How = Literal["ran", "restored", "unchanged"]
 Tell = Callable[[str], None]
 
 # What a process may take to end by itself once asked to.
 GRACE_SECONDS = 5.0
+
+# What is done about a dvc.lock that cannot be read.
+DAMAGED = (
+    "dvc.lock is damaged, as after a power cut while it was written ({}); `git checkout dvc.lock` brings the "
+    "last committed one back, then run again: what is unchanged comes from DVC's cache, nothing is lost"
+)
 
 # What DVC says around a step's own lines; and the step's own error, which is raised instead.
 _CHATTER = re.compile(
@@ -39,6 +47,38 @@ _CHATTER = re.compile(
     r"|Use `dvc push` to send|Data and pipelines are up to date|ERROR: failed to reproduce"
     r"|Verifying data sources in stage|'.*\.dvc' didn't change|error: "
 )
+
+
+def of_experiment(experiment: str, checked: Params) -> list[tuple[str, str]]:
+    """The stages of an experiment in an order in which they can run, each as its step and of what it is."""
+    slug = checked.experiments[experiment].model.pretrained
+    return [
+        *((step, experiment) for step in ("ingest", "validate", "split")),
+        ("fetch", slug),
+        *((step, experiment) for step in ("embed", "baseline")),
+        *(("train", f"{experiment}/{arm}") for arm in checked.arms),
+        *((step, experiment) for step in ("evaluate", "curve", "compare")),
+    ]
+
+
+def chosen(names: list[str], checked: Params) -> list[str]:
+    """The experiments of these names, each once; all where none is named.
+
+    Raises:
+        ParamsError: params.yaml has no such experiment.
+    """
+    for name in names:
+        if name not in checked.experiments:
+            close = difflib.get_close_matches(name, checked.experiments, n=1)
+            known = ", ".join(checked.experiments)
+            hint = f"did you mean {close[0]!r}?" if close else f"there is {known}"
+            raise ParamsError(f"params.yaml has no experiment {name!r}; {hint}")
+    return list(dict.fromkeys(names)) or list(checked.experiments)
+
+
+def stage_name(step: str, of: str = "") -> str:
+    """A stage's name in dvc.yaml; `of` is an experiment, an arm of one, a slug of weights, or nothing."""
+    return f"{step}@{of.replace('/', '-')}" if of else step
 
 
 @dataclass(frozen=True)
@@ -58,8 +98,27 @@ class Outcome:
     last_line: str = ""
 
 
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs from what dvc.lock says of a stage.
+
+    Attributes:
+        path: of the file or folder; of a stage whose command changed, its name.
+        role: what it is to the stage: something it depends on, something it makes, or the stage itself.
+        how: `modified`, `deleted`, `not in cache`, or `never run`.
+    """
+
+    path: str
+    role: Literal["dep", "out", "stage"]
+    how: str
+
+
 class Stopped(HeadstartError):  # noqa: N818 - nothing went wrong
     """The run was stopped from outside, in Prefect."""
+
+
+class UnreachableError(DataError):
+    """A place that data come from does not answer, or does not have them; trying again later may help."""
 
 
 class Stages:
@@ -67,10 +126,14 @@ class Stages:
 
     Args:
         grace_seconds: what a process may take to end by itself once asked to.
+        environment: variables that every process of a stage gets beside ours.
     """
 
-    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self, grace_seconds: float = GRACE_SECONDS, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.grace_seconds = grace_seconds
+        self.environment = dict(environment or {})
         self.stopped = Event()
         self._repo: Any = None
 
@@ -87,18 +150,44 @@ class Stages:
             with node.repo.lock:
                 return not node.status()
 
-    def run(self, stage: str, tell: Tell) -> Outcome:
+    def changes(self, stage: str) -> tuple[Change, ...]:
+        """What makes a stage, or a `.dvc` file, out of date; nothing where it is up to date.
+
+        Raises:
+            UserError: there is no such stage, or DVC cannot work here.
+        """
+        with _dvc_errors_named():
+            node = self._node(stage)
+            with node.repo.lock:
+                found = node.status().get(stage, [])
+        if found and node.deps and not any(dep.hash_info for dep in node.deps):
+            return (Change(stage, "stage", "never run"),)
+        return tuple(_changes(stage, found))
+
+    def raw_data_of(self, stage: str) -> list[str]:
+        """The `.dvc` files whose data a stage depends on."""
+        with _dvc_errors_named():
+            before = self._index().graph.successors(self._node(stage))
+            return sorted(str(one.addressing) for one in before if one.is_data_source)
+
+    def run(self, stage: str, tell: Tell, *, force: bool = False) -> Outcome:
         """Bring one stage up to date, passing each line it says to `tell` as it comes.
+
+        Args:
+            stage: its name.
+            tell: gets the lines.
+            force: run it also where nothing has changed, and take nothing from the cache of earlier runs.
 
         Raises:
             HeadstartError: the step's own error, of its own class; StageError if it left none.
+            UnreachableError: its raw data lie in a remote that does not answer.
             Stopped: `stop` was called.
         """
         started = monotonic()
         self._bring_raw_data(stage, tell)
-        if self.up_to_date(stage):
+        if not force and self.up_to_date(stage):
             return Outcome(stage, "unchanged", monotonic() - started)
-        command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
         try:
             how, last_line = self._run(command, stage, tell)
         finally:
@@ -117,28 +206,78 @@ class Stages:
         self.stopped.set()
 
     def _bring_raw_data(self, stage: str, tell: Tell) -> None:
-        """Check out or record what the user put under DVC with `dvc add` and the stage depends on."""
-        for source in self._raw_data_of(stage):
+        """Bring or record what the user put under DVC with `dvc add` and the stage depends on."""
+        for source in self.raw_data_of(stage):
             if self.up_to_date(source):
                 continue
-            # DVC keeps the name of the output; where it is missing it can only come from the cache.
+            # DVC keeps the name of the output; where it is missing it can only come from elsewhere.
             missing = not all(out.exists for out in self._node(source).outs)
-            verb = ["checkout"] if missing else ["repro", "--single-item"]
-            tell(f"{source}: {'brought from the cache' if missing else 'the data changed; recorded'}")
-            try:
-                self._run(["dvc", "--wait-for-lock", *verb, source], source, lambda _: None)
-            except StageError:
-                raise DataError(
-                    f"the data of {source} are neither here nor in DVC's cache; "
-                    f"run `dvc pull {source}`, or put them back"
-                ) from None
-            finally:
-                self._forget()
+            if missing or self._pointer_is_newer(stage, source):
+                self._bring(source, tell)
+            else:
+                tell(f"{source}: the data changed; recorded")
+                self._dvc(["repro", "--single-item", source], source)
 
-    def _raw_data_of(self, stage: str) -> list[str]:
-        with _dvc_errors_named():
-            before = self._index().graph.successors(self._node(stage))
-            return sorted(str(one.addressing) for one in before if one.is_data_source)
+    def _pointer_is_newer(self, stage: str, source: str) -> bool:
+        """Whether the `.dvc` file was changed, as `git pull` does, and the data are those of the last run.
+
+        Raises:
+            DataError: both were changed, so one of the two would be lost.
+        """
+        read = {dep.fs_path: dep for dep in self._node(stage).deps if dep.hash_info}
+        for out in self._node(source).outs:
+            dep = read.get(out.fs_path)
+            if dep is None or dep.hash_info == out.hash_info:
+                continue
+            with _dvc_errors_named():
+                if not dep.status():
+                    return True
+            raise DataError(
+                f"{source} and the data it names were both changed since the last run, and differ; "
+                f"`dvc checkout --force {source}` takes the data that the file names, "
+                f"`dvc commit --force {source}` those that are here"
+            )
+        return False
+
+    def _bring(self, source: str, tell: Tell) -> None:
+        """Bring data from DVC's cache, or from its remote where there is one.
+
+        Raises:
+            DataError: there is no remote.
+            UnreachableError: the remote does not answer, or does not have them.
+        """
+        tell(f"{source}: brought from the cache")
+        try:
+            self._dvc(["checkout", source], source)
+        except StageError:
+            pass
+        else:
+            return
+        if not self._has_remote():
+            raise DataError(
+                f"the data of {source} are neither here nor in DVC's cache, and there is no remote; "
+                "put them back, or name a remote with `dvc remote add`"
+            )
+        tell(f"{source}: not in the cache; pulled from the remote")
+        try:
+            self._dvc(["pull", source], source)
+        except StageError as error:
+            # DVC says of some remotes that do not answer that they lack the data.
+            raise UnreachableError(
+                f"the data of {source} are not here, and the remote did not give them ({error}); "
+                "look whether it answers and lets you in, or `dvc push` them where they are"
+            ) from None
+
+    def _has_remote(self) -> bool:
+        self._index()
+        return bool(self._repo.config["core"].get("remote"))
+
+    def _dvc(self, command: list[str], name: str, tell: Tell = lambda _: None) -> None:
+        """Run a command of DVC's own on a `.dvc` file."""
+        try:
+            self._run(["dvc", "--wait-for-lock", *command], name, tell)
+        finally:
+            self._forget()
 
     def _run(self, command: list[str], name: str, tell: Tell) -> tuple[How, str]:
         if self.stopped.is_set():
@@ -176,7 +315,7 @@ class Stages:
             text=True,
             encoding="utf-8",
             errors="replace",
-            env=_environment(error_file),
+            env=_environment(error_file) | self.environment,
             start_new_session=True,
         )
         try:
@@ -292,4 +431,18 @@ def _dvc_errors_named() -> Iterator[None]:
     try:
         yield
     except DvcException as error:
-        raise UserError(f"DVC cannot go on: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        if "dvc.lock" in said:
+            raise UserError(DAMAGED.format(said)) from None
+        raise UserError(f"DVC cannot go on: {said}") from None
+
+
+def _changes(stage: str, found: list[Any]) -> Iterator[Change]:
+    """DVC's own words of what changed, one by one."""
+    for one in found:
+        if isinstance(one, str):  # of the stage itself, "changed checksum" or "always changed"
+            yield Change(stage, "stage", "modified")
+            continue
+        for role, key in (("dep", "changed deps"), ("out", "changed outs")):
+            for path, how in one.get(key, {}).items():
+                yield Change(path, role, how)  # type: ignore[arg-type]  # one of the two

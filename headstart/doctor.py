@@ -147,25 +147,33 @@ def _tracking() -> Iterator[Finding]:
     if not uri.startswith("http"):
         yield Finding("ok", "tracking", uri or "the local store in mlflow/")
         return
-    problem = _unanswered(f"{uri.rstrip('/')}/health")
+    from flows.server import shown
+
+    named = shown(uri).rstrip("/")  # it may hold a password
+    problem = _unanswered(f"{named}/health")
     if problem:
-        text = f"{uri} does not answer ({problem}); runs go on without, `headstart publish` catches up"
+        text = f"{named} does not answer ({problem}); runs go on without, `headstart publish` catches up"
         yield Finding("warn", "tracking", text)
     else:
-        yield Finding("ok", "tracking", f"{uri} answers")
+        yield Finding("ok", "tracking", f"{named} answers")
 
 
 def _prefect() -> Iterator[Finding]:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        yield Finding("ok", "Prefect", "no server set; each run starts its own")
+    from flows.server import shown, shown_by_ui
+
+    url, pages = os.environ.get("PREFECT_API_URL"), shown_by_ui()
+    if not url and not pages:
+        yield Finding("ok", "Prefect", "no server set; a run starts its own, `headstart ui` one to look at")
         return
-    problem = _unanswered(f"{url.rstrip('/')}/health")
+    named = shown(url or str(pages)).rstrip("/")  # it may hold a password
+    problem = _unanswered(f"{named}/health")
     if problem:
-        text = f"{url} does not answer ({problem}); run `prefect server start`, or unset PREFECT_API_URL"
-        yield Finding("fail", "Prefect", text)
+        advice = (
+            "run `prefect server start`, or unset PREFECT_API_URL" if url else "start `headstart ui` anew"
+        )
+        yield Finding("fail", "Prefect", f"{named} does not answer ({problem}); {advice}")
     else:
-        yield Finding("ok", "Prefect", f"{url} answers")
+        yield Finding("ok", "Prefect", f"{named} answers" + ("" if url else ", from `headstart ui`"))
 
 
 def _disk() -> Iterator[Finding]:

@@ -461,13 +461,18 @@ def _decide_now(opened: Store, result: Result, winner: Winner, version: Version,
                 opened, version.model, version.number, why=decision.reason, evidence=decision.evidence
             )
             return decision
-        moved = aliases.promote(
-            opened, version.model, version.number, why=decision.reason, evidence=decision.evidence
-        )
-        if moved.before.get(aliases.CHAMPION) == before or moved.evidence.get("result") != result.identity:
-            return decision
-        # Another machine was faster: its champion has not been compared with this version.
-        aliases.rollback(opened, version.model, why="another version became champion while this was decided")
+        try:
+            aliases.promote(
+                opened,
+                version.model,
+                version.number,
+                why=decision.reason,
+                evidence=decision.evidence,
+                over=before,
+            )
+        except aliases.MovedError:
+            continue  # another machine was faster: its champion has not been compared with this version
+        return decision
     raise HeadstartError(
         f"the champion of {version.model} changed {ATTEMPTS} times while version {version.number} was "
         "compared with it; run it again when nobody else does"

@@ -64,7 +64,7 @@ class Twin:
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.root, env={**self.environment, **(environment or {})},
-            capture_output=True, text=True, timeout=300, check=False,
+            capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         assert expect is None or done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -78,10 +78,22 @@ def test_a_killed_holder_never_blocks_and_its_children_are_ended(holder: subproc
 
 
 def test_a_run_that_ended_leaves_nothing_to_end() -> None:
-    with lock.one_run():
+    with lock.one_run(flow_run="abc") as former:
+        assert former == {}
         assert str(os.getpid()) in lock.LOCK_FILE.read_text()
+        assert '"flow_run": "abc"' in lock.LOCK_FILE.read_text()
     assert lock.LOCK_FILE.read_text() == ""
-    lock.check_free()
+    assert lock.check_free() == {}
+
+
+def test_what_a_killed_run_noted_is_told_to_the_next(holder: subprocess.Popen[str]) -> None:
+    os.kill(child_of(holder), signal.SIGKILL)
+    holder.kill()
+    holder.wait()
+    assert lock.check_free()["pid"] == holder.pid
+    with lock.one_run() as former:
+        assert (former["pid"], former["run"]) == (holder.pid, "first")
+    assert lock.check_free() == {}
 
 
 def test_a_record_that_was_half_written_is_no_obstacle() -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from prefect import State
+from prefect.states import Failed
 
-from flows import pipeline
+from flows import pipeline, tasks
 from flows.pipeline import PipelineFailedError, Report
-from flows.stages import Outcome, Stopped, Tell
+from flows.stages import Outcome, Stopped, Tell, UnreachableError
 from steps import params
 from steps.compare import compare
 from steps.errors import DataError, HeadstartError, ParamsError, StageError, TrackingError
@@ -37,8 +38,14 @@ class FakeStages:
         self.called: list[str] = []
         self.stopped = False
         self.waiting = ""
+        self.environment: dict[str, str] = {}
 
-    def run(self, stage: str, tell: Tell) -> Outcome:
+    def of_run(self, environment: dict[str, str]) -> FakeStages:
+        """As the flow makes one."""
+        self.environment = environment
+        return self
+
+    def run(self, stage: str, tell: Tell, *, force: bool = False) -> Outcome:
         self.called.append(stage)
         tell(f"{stage} says something")
         if stage in self.errors:
@@ -62,17 +69,9 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
     fake = FakeStages()
-    monkeypatch.setattr(pipeline, "Stages", lambda: fake)
+    monkeypatch.setattr(pipeline, "Stages", fake.of_run)
     monkeypatch.setattr("flows.tasks.RETRY_SECONDS", 0)
     return fake
-
-
-@pytest.fixture(scope="module")
-def prefect() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def expected(experiment: str, slug: str) -> list[str]:
@@ -101,6 +100,18 @@ def test_failures_decide_the_exit_code() -> None:
     assert str(both) == "2 experiments failed:\n  a: wrong\n  b: broken"
 
 
+def test_nights_are_patient_with_what_reaches_out_and_with_nothing_else() -> None:
+    for step in (tasks.fetch, tasks.register, tasks.ingest):
+        patient = tasks.patient(step, 3)
+        assert (patient.retries, patient.retry_delay_seconds) == (3, [10, 20, 40])
+        assert patient.retry_jitter_factor == 1.0
+    assert tasks.patient(tasks.train, 3) is tasks.train
+    away: State[Any] = Failed(data=UnreachableError("away"))
+    assert tasks.unreachable(tasks.ingest, None, away)  # type: ignore[arg-type]
+    for error in (DataError("wrong"), StageError("crashed")):
+        assert not tasks.unreachable(tasks.ingest, None, Failed(data=error))  # type: ignore[arg-type]
+
+
 @pytest.mark.flow
 def test_steps_run_in_their_order(stages: FakeStages, prefect: None) -> None:
     report = pipeline.run([])
@@ -108,6 +119,7 @@ def test_steps_run_in_their_order(stages: FakeStages, prefect: None) -> None:
         "resolve", *expected("digits", "efficientnet-lite0"), *expected("bbc-news", "minilm-l6"),
     ]  # fmt: skip
     assert report.nothing_changed
+    assert len(stages.environment["HEADSTART_FLOW_RUN"]) == 36
 
 
 @pytest.mark.flow
@@ -137,6 +149,12 @@ def test_only_what_reaches_out_is_tried_again_and_never_a_users_mistake(
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "servers",
+    "MLflow is away during a whole run",
+    how="a run with an address where nothing listens",
+    held="training and evidence are complete; published later",
+)
 def test_a_tracking_server_that_is_away_fails_nothing(stages: FakeStages, prefect: None) -> None:
     stages.errors = {"register@digits": TrackingError("register@digits: no answer")}
     report = pipeline.run(["digits"])

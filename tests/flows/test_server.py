@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,3 +43,59 @@ def test_a_server_that_does_not_answer_is_told_at_once() -> None:
     ):
         server.reach()
     assert time.monotonic() - started < 5
+
+
+@contextmanager
+def pages(tmp_path: Path, held: dict[str, str]) -> Iterator[None]:
+    """A process that shows the pages of the clone in `tmp_path`."""
+    (tmp_path / ".headstart").mkdir(exist_ok=True)
+    with (tmp_path / server.UI_LOCK).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.write(json.dumps(held))
+        stream.flush()
+        yield
+
+
+def test_the_server_of_the_pages_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pages(tmp_path, {"prefect": "http://127.0.0.1:4321"}):
+        server.prepare(tmp_path / "prefect", pages=False)
+        assert "PREFECT_API_URL" not in os.environ
+        server.prepare(tmp_path / "prefect")
+    assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
+
+
+def test_a_server_of_the_users_own_goes_before_the_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    with pages(tmp_path, {"prefect": "http://127.0.0.1:4321"}):
+        server.prepare(tmp_path / "prefect")
+    assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+
+
+@pytest.mark.parametrize("written", ["", "{", "[]", '{"mark": "x"}'])
+def test_pages_that_start_or_were_killed_have_no_server(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pages(tmp_path, {}):
+        (tmp_path / server.UI_LOCK).write_text(written)
+        assert server.shown_by_ui() is None
+    (tmp_path / server.UI_LOCK).write_text('{"prefect": "http://127.0.0.1:4321"}')
+    assert server.shown_by_ui() is None
+
+
+def test_a_server_is_needed_to_register_at() -> None:
+    with pytest.raises(UserError, match=r"no Prefect server .*`headstart ui`.*PREFECT_API_URL"):
+        server.needed()
+
+
+def test_a_message_does_not_show_the_password_of_an_address() -> None:
+    os.environ["PREFECT_API_URL"] = "http://me:s3cr3t@127.0.0.1:9/api"
+    with pytest.raises(
+        UserError, match=r"PREFECT_API_URL=http://127\.0\.0\.1:9/api does not answer"
+    ) as caught:
+        server.reach()
+    assert "s3cr3t" not in str(caught.value)

@@ -15,7 +15,7 @@ from threading import Timer
 import pytest
 
 from flows import stages
-from flows.stages import Outcome, Stages, Stopped
+from flows.stages import Change, Outcome, Stages, Stopped, UnreachableError
 from steps.errors import DataError, HeadstartError, StageError, TrackingError, UserError
 
 GRAPH = """
@@ -215,9 +215,118 @@ def test_raw_data_under_dvc_are_brought_recorded_or_asked_for(clone: Path) -> No
     shutil.rmtree(clone / "raw")
     shutil.rmtree(clone / ".dvc/cache")
     with pytest.raises(
-        DataError, match=r"raw\.dvc are neither here nor in DVC's cache; run `dvc pull raw\.dvc`"
+        DataError, match=r"raw\.dvc are neither here nor in DVC's cache, and there is no remote"
     ):
         run("copy")
+
+
+def with_raw_data_under_dvc(clone: Path) -> str:
+    """Data of the last run; gives a pointer to other data, which are in the cache."""
+    dvc("add", "raw")
+    before = (clone / "raw.dvc").read_text()
+    (clone / "raw/b.txt").write_text("b")
+    dvc("add", "raw")
+    other = (clone / "raw.dvc").read_text()
+    (clone / "raw.dvc").write_text(before)
+    dvc("checkout", "raw.dvc")
+    assert run("copy").how == "ran"
+    return other
+
+
+@pytest.mark.flow
+def test_a_pointer_that_git_brought_brings_its_data(clone: Path) -> None:
+    (clone / "raw.dvc").write_text(with_raw_data_under_dvc(clone))
+    lines: list[str] = []
+    assert run("copy", lines).how == "ran"
+    assert lines[0] == "raw.dvc: brought from the cache"
+    assert (clone / "raw/b.txt").read_text() == "b"
+
+
+@pytest.mark.flow
+@pytest.mark.survives(
+    "files",
+    "data and their pointer both changed",
+    how="files added to data under DVC, and another pointer, as `git pull` brings it",
+    held="nothing is overwritten; the two ways out are told",
+)
+def test_data_and_pointer_that_differ_are_left_to_the_user(clone: Path) -> None:
+    (clone / "raw.dvc").write_text(with_raw_data_under_dvc(clone))
+    (clone / "raw/mine.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"were both changed .* `dvc checkout --force raw\.dvc` takes"):
+        run("copy")
+    assert (clone / "raw/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.flow
+@pytest.mark.survives(
+    "storage",
+    "the remote of the raw data is away, or lacks them",
+    how="a remote that cannot be reached; an empty one",
+    held="worth trying again, or told at once; nothing was changed",
+)
+def test_raw_data_come_from_the_remote(clone: Path, tmp_path: Path) -> None:
+    dvc("add", "raw")
+    dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    dvc("push", "raw.dvc")
+    shutil.rmtree(clone / "raw")
+    shutil.rmtree(clone / ".dvc/cache")
+    lines: list[str] = []
+    assert run("copy", lines).how == "ran"
+    assert lines[:2] == [
+        "raw.dvc: brought from the cache", "raw.dvc: not in the cache; pulled from the remote",
+    ]  # fmt: skip
+    assert (clone / "raw/a.txt").read_text() == "a"
+
+    shutil.rmtree(clone / "raw")
+    shutil.rmtree(clone / ".dvc/cache")
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UnreachableError, match=r"raw\.dvc are not here, and the remote did not give them"):
+        run("copy")
+    dvc("remote", "modify", "store", "url", "http://127.0.0.1:9/store")
+    with pytest.raises(UnreachableError, match=r"look whether it answers and lets you in"):
+        run("copy")
+
+
+@pytest.mark.flow
+@pytest.mark.survives(
+    "files",
+    "a damaged file in DVC's cache",
+    how="bytes of a cached output changed, and the output removed",
+    held="the damage is found by the hash, and the stage runs again",
+)
+def test_a_damaged_file_in_the_cache_is_made_again(clone: Path) -> None:
+    assert run("copy").how == "ran"
+    (cached,) = (one for one in (clone / ".dvc/cache/files").rglob("*") if one.is_file())
+    cached.chmod(0o644)
+    cached.write_text("damaged")
+    (clone / "copied.txt").unlink()
+    assert run("copy").how == "ran"
+    assert (clone / "copied.txt").read_text() == "one"
+    assert run("copy").how == "unchanged"
+
+
+@pytest.mark.flow
+def test_what_changed_is_told_by_role(clone: Path) -> None:
+    assert Stages().changes("copy") == (Change("copy", "stage", "never run"),)
+    run("copy")
+    assert Stages().changes("copy") == ()
+    (clone / "source.txt").write_text("two")
+    (clone / "copied.txt").unlink()
+    assert Stages().changes("copy") == (
+        Change("source.txt", "dep", "modified"), Change("copied.txt", "out", "deleted"),
+    )  # fmt: skip
+
+
+@pytest.mark.flow
+def test_a_stage_can_be_forced_and_gets_its_environment(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("copy").how == "ran"
+    script = (clone / "script.py").read_text()
+    told = 'if what == "copy":\n    print("run is", os.environ.get("HEADSTART_FLOW_RUN"))'
+    (clone / "script.py").write_text(script.replace('if what == "copy":', told, 1))
+    lines: list[str] = []
+    assert Stages(environment={"HEADSTART_FLOW_RUN": "r1"}).run("copy", lines.append, force=True).how == "ran"
+    assert "run is r1" in lines
 
 
 def test_an_unknown_stage_and_a_folder_without_git_are_told(
