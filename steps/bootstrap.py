@@ -19,6 +19,8 @@ from scipy.special import ndtr, ndtri
 
 DRAWS = 10_000
 CHUNK = 250
+# Counts held at a time, of very many items fewer draws than a chunk: 64 MiB.
+MOST_COUNTS = 2**24
 
 
 def item_weights(
@@ -34,13 +36,14 @@ def item_weights(
         items: how many there are, two or more.
         draws: how many draws.
         seed: of the generator; the same seed and chunk give the same draws.
-        chunk: draws held at a time; 250 draws of 10,000 items are 10 MB.
+        chunk: draws held at a time; 250 draws of 10,000 items are 10 MB. Of very many items it is fewer.
 
     Yields:
         Shape (chunk, items), the last one maybe with fewer rows; no row is all 0.
     """
     assert min(items - 1, draws, chunk) >= 1, "two items or more, and something to draw"
     rng = np.random.default_rng(seed)
+    chunk = min(chunk, max(1, MOST_COUNTS // items))
     for start in range(0, draws, chunk):
         # One byte an item: Poisson by comparing uniform numbers with its cumulative distribution.
         rows = min(chunk, draws - start)

@@ -48,13 +48,17 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     return read_made(folder / MANIFEST, "ingest")
 
 
-def read_accepted(experiment: str) -> pd.DataFrame:
+def read_accepted(experiment: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The samples that validate accepted: the manifest's columns and the task's facts about contents.
+
+    Args:
+        experiment: its name.
+        columns: those to read; None for all.
 
     Raises:
         UserError: validate has not run.
     """
-    return read_made(artifacts.validation_dir(experiment) / "accepted.parquet", "validate")
+    return read_made(artifacts.validation_dir(experiment) / "accepted.parquet", "validate", columns)
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -69,18 +73,19 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         path.write_bytes(buffer.getbuffer())
 
 
-def read_split(experiment: str, resample: int = 1) -> pd.DataFrame:
+def read_split(experiment: str, resample: int = 1, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Accepted samples with the column `split`; unused ones have an empty split.
 
     Args:
         experiment: its name.
         resample: which part of the training pool is trained on; 1 is the experiment's own.
+        columns: of the accepted samples, `id` among them; None for all.
 
     Raises:
         UserError: validate or split has not run.
     """
-    column, accepted = split_column(resample), read_accepted(experiment)
-    split = read_made(artifacts.split_file(experiment), "split")[["id", column]]
+    column, accepted = split_column(resample), read_accepted(experiment, columns)
+    split = read_made(artifacts.split_file(experiment), "split", ["id", column])
     return _with_sides(accepted, split.rename(columns={column: "split"}))
 
 
@@ -130,6 +135,9 @@ def split_column(resample: int) -> str:
 def _with_sides(accepted: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
     # The manifest's own `split` is what the user gave; split has taken it into account.
     accepted = accepted.drop(columns="split", errors="ignore")
+    if accepted["id"].equals(split["id"]) and accepted["id"].is_unique:
+        # As split writes it; a merge of many samples takes several times their memory.
+        return accepted.assign(split=split["split"])
     merged = accepted.merge(split, on="id", validate="one_to_one")
     assert len(merged) == len(accepted), "split and accepted samples differ"
     return merged
@@ -166,15 +174,20 @@ def feature_places(folder: Path, ids: pd.Series) -> NDArray[np.intp]:
     return np.asarray(places)
 
 
-def read_made(path: Path, step: str) -> pd.DataFrame:
+def read_made(path: Path, step: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A table that a step made.
+
+    Args:
+        path: where it is.
+        step: that makes it.
+        columns: those to read; None for all.
 
     Raises:
         UserError: it is not there; the message names the step.
     """
     if not path.exists():
         raise UserError(f"{path} is missing; it is made by `{step}`: run `dvc repro` or `headstart run`")
-    return pd.read_parquet(path)
+    return pd.read_parquet(path, columns=None if columns is None else list(columns))
 
 
 def classes_of(accepted: pd.DataFrame) -> list[str]:

@@ -203,16 +203,14 @@ def suspects(results: Results, samples: Samples) -> list[Suspect]:
 
 def near_duplicates(samples: Samples) -> list[tuple[str, str]]:
     """Samples with the one before them that they nearly repeat, among those in a split."""
-    used = samples.rows[samples.rows["split"] != ""]
-    rows = used[used["near_duplicate_of"].notna()]
-    return [
-        (str(name), str(other)) for name, other in zip(rows.index, rows["near_duplicate_of"], strict=True)
-    ]
+    rows = samples.rows
+    of = rows.loc[(rows["split"] != "") & rows["near_duplicate_of"].notna(), "near_duplicate_of"]
+    return [(str(name), str(other)) for name, other in of.items()]
 
 
 def facts(samples: Samples, ids: Sequence[str]) -> dict[str, NDArray[np.generic]]:
     """By what the test items may be told apart: for each name a value of every item, numbers or texts."""
-    rows = samples.rows.loc[list(ids)]
+    rows = samples.rows.loc[list(ids), ["text", "size", "group"]]
     found: dict[str, NDArray[np.generic]] = {}
     if rows["text"].notna().all():
         found["length in characters"] = rows["text"].str.len().to_numpy(dtype=np.float64)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from steps import artifacts, data, evidence, params
@@ -220,7 +221,7 @@ def read_groups(experiment: str) -> dict[str, str]:
     Raises:
         UserError: validate or split has not run.
     """
-    rows = data.read_split(experiment)
+    rows = data.read_split(experiment, columns=["id", "group"])
     rows = rows[(rows["split"] == "test") & rows["group"].notna()]
     return dict(zip(rows["id"], rows["group"], strict=True))
 
@@ -253,12 +254,15 @@ def read_predictions(path: Path, settings: CompareSettings, classes: list[str]) 
         UserError: evaluate has not run.
         HeadstartError: an arm and seed is missing.
     """
-    parts = dict(iter(data.read_made(path, "evaluate").groupby(["arm", "resample", "seed"], sort=False)))
+    keys = data.read_made(path, "evaluate", ["arm", "resample", "seed"])
+    parts = keys.groupby(["arm", "resample", "seed"], sort=False).indices
+    # One run at a time becomes rows of lists, which take ten times as much as the same numbers in Arrow.
+    table = pq.read_table(path)
     for arm in settings.arms:
         for resample, seed in runs_of(settings):
             if (arm, resample, seed) not in parts:
                 raise HeadstartError(f"{path} has nothing of arm {arm!r}, seed {seed}; run evaluate again")
-            rows = parts[arm, resample, seed]
+            rows = table.take(parts[arm, resample, seed]).to_pandas()
             whose = Answers.of_shares(arm, seed, [], {}, resample)
             yield _answers(rows, whose, f"arm {arm!r}, seed {seed}", settings.task, classes, "evaluate")
 

@@ -30,6 +30,8 @@ from steps.errors import DataError
 from steps.params import Split, SplitSettings
 
 UNUSED = ""
+# Of an accepted sample; its texts alone may take more than all of these.
+NEEDED = ("id", "label", "split", "group", "content", "near_group", "split_key")
 
 
 def split(experiment: str) -> None:
@@ -42,7 +44,7 @@ def split(experiment: str) -> None:
         DataError: a class has no sample to train on, a split is empty, or the budget is larger than it.
     """
     wanted = params.read_settings(SplitSettings, artifacts.settings_file(experiment, "split"))
-    settings, accepted = wanted.split, data.read_accepted(experiment)
+    settings, accepted = wanted.split, data.read_accepted(experiment, NEEDED)
     sides = assign(accepted, settings)
     _check_sides(experiment, sides, accepted["label"])
     used = within_budget(accepted, sides, settings)

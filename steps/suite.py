@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import great_expectations as gx
+import numpy as np
 import pandas as pd
 from great_expectations.checkpoint import CheckpointResult
 from great_expectations.core import RunIdentifier
@@ -18,6 +20,7 @@ from great_expectations.data_context.types.base import (
     InMemoryStoreBackendDefaults,
     ProgressBarsConfig,
 )
+from great_expectations.execution_engine import pandas_execution_engine
 
 from steps.errors import HeadstartError
 from steps.params import Level
@@ -25,6 +28,10 @@ from steps.tasks import Expectation
 
 # Great Expectations' words for our levels.
 SEVERITY = {"error": "critical", "warning": "warning"}
+# Rows from which on a table is large.
+LARGE = 100_000
+# Of a column of texts, to tell whether they repeat.
+LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,11 @@ class Suite:
             # Its own list of broken rows names the row's place in our table.
             result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row", *shown]},
         )
-        # Great Expectations knows no pandas text columns, only columns of objects that are texts.
-        texts = {name: object for name in frame.columns if isinstance(frame[name].dtype, pd.StringDtype)}
-        numbered = frame.astype(texts).assign(row=range(len(frame)))
-        result = checkpoint.run(
-            batch_parameters={"dataframe": numbered}, run_id=RunIdentifier(run_name="validate")
-        )
+        numbered = _plain(frame, _asked(expectations) | set(shown)).assign(row=np.arange(len(frame)))
+        with _no_fingerprint_of_large(numbered):
+            result = checkpoint.run(
+                batch_parameters={"dataframe": numbered}, run_id=RunIdentifier(run_name="validate")
+            )
         return _findings(result, expectations)
 
     def write_docs(self, summary: str) -> None:
@@ -135,6 +141,43 @@ class Suite:
             f'<body><div class="page">{summary}<h4>In detail</h4><ul>{links}</ul></div></body></html>\n',
             "utf-8",
         )
+
+
+def _plain(frame: pd.DataFrame, asked: set[str]) -> pd.DataFrame:
+    """The table as Great Expectations takes it.
+
+    It knows no pandas text columns, only columns of objects that are texts, and it copies the table for every
+    expectation: columns whose values nobody looks at are there by their names alone.
+    """
+    unseen = {name: False for name in frame.columns if name not in asked}
+    texts = [name for name in frame.columns if isinstance(frame[name].dtype, pd.StringDtype)]
+    return frame.assign(**unseen, **{name: _objects(frame[name]) for name in texts if name in asked})
+
+
+def _objects(column: pd.Series) -> pd.Series:
+    """Texts as objects; where they are few, as labels are, equal ones share one object."""
+    few = column.head(LOOKED_AT).nunique() < LOOKED_AT / 10
+    return (column.astype("category") if few else column).astype(object)
+
+
+@contextmanager
+def _no_fingerprint_of_large(frame: pd.DataFrame) -> Iterator[None]:
+    """Spare a large table the hash of all its cells, which nobody reads and which takes as much memory again.
+
+    Great Expectations does so by itself, but only from 1 GB on, not counting what the texts take.
+    """
+    before = pandas_execution_engine.HASH_THRESHOLD
+    if len(frame) > LARGE:
+        pandas_execution_engine.HASH_THRESHOLD = 0
+    try:
+        yield
+    finally:
+        pandas_execution_engine.HASH_THRESHOLD = before
+
+
+def _asked(expectations: list[Expectation]) -> set[str]:
+    """The columns whose values are looked at."""
+    return {str(one.arguments["column"]) for one in expectations if "column" in one.arguments}
 
 
 def _findings(result: CheckpointResult, expectations: list[Expectation]) -> list[Finding]:

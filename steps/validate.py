@@ -281,7 +281,8 @@ def _described(samples: pd.DataFrame) -> pd.DataFrame:
 
 def _usual_labels(labels: pd.Series) -> pd.Series:
     """For a label whose like, but for case and blanks, is more frequent: that one; else None."""
-    folded = labels.map(lambda label: " ".join(label.split()).casefold(), na_action="ignore")
+    # A few labels, of many samples: each is folded once.
+    folded = labels.map({label: " ".join(label.split()).casefold() for label in labels.dropna().unique()})
     counts = pd.DataFrame({"label": labels, "folded": folded}).value_counts().reset_index()
     ordered = counts.sort_values(["count", "label"], ascending=[False, True])
     usual = folded.map(ordered.drop_duplicates("folded").set_index("folded")["label"])
@@ -291,12 +292,17 @@ def _usual_labels(labels: pd.Series) -> pd.Series:
 def _exact_duplicates(samples: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Id of the first sample of the same content, None for the first itself; and whether labels differ."""
     readable = samples["content"].notna()
-    first = samples[readable].drop_duplicates("content").set_index("content")
     repeats = readable & samples["content"].duplicated()
-    of = samples["content"].map(first["id"]).where(repeats, None)
-    first_label = samples["content"].map(first["label"])
-    differs = repeats & (first_label.fillna("") != samples["label"].fillna(""))
-    otherwise = (", which is labelled " + first_label.fillna("nothing").map(repr)).where(differs, "")
+    of = pd.Series(None, index=samples.index, dtype=samples["id"].dtype)
+    otherwise = pd.Series("", index=samples.index, dtype=samples["id"].dtype)
+    repeated = samples.loc[repeats, ["content", "label"]]
+    # Most samples repeat nothing; what is made of all of them takes memory.
+    known = samples["content"].isin(repeated["content"])
+    first = samples.loc[known, ["content", "id", "label"]].drop_duplicates("content").set_index("content")
+    first_label = repeated["content"].map(first["label"])
+    differs = first_label.fillna("") != repeated["label"].fillna("")
+    of[repeats] = repeated["content"].map(first["id"])
+    otherwise[repeats] = (", which is labelled " + first_label.fillna("nothing").map(repr)).where(differs, "")
     return of, otherwise
 
 
