@@ -226,6 +226,12 @@ batch.batch("topics", ["in.csv"], Path("out.csv"))
 """
 
 
+@pytest.mark.survives(
+    "serving",
+    "`kill -9` in mid-batch, and a second one beside it",
+    how="SIGKILL after some pieces of 900 inputs; the same command while it runs",
+    held="the second is refused; given again it goes on, to the bytes of an unbroken run",
+)
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(fake: Fake) -> None:
     write_table(Path("in.csv"), rows=900)
     batch.batch("topics", ["in.csv"], Path("whole.csv"))

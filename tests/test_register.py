@@ -355,6 +355,12 @@ def test_another_task_or_other_classes_leave_the_champion_until_it_is_moved_by_h
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "registry",
+    "a new version comes where the alias was deleted",
+    how="the alias `champion` removed before register",
+    held="it becomes challenger; the last champion and the commands are named",
+)
 def test_no_version_is_crowned_past_an_alias_that_was_deleted_by_hand(tmp_path: Path) -> None:
     made.clone(tmp_path)
     made.store(tmp_path)
@@ -396,6 +402,12 @@ def test_without_a_champion_the_ways_are_told_that_there_are() -> None:
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "registry",
+    "the champion changes while the gate decides",
+    how="a rollback in mid-decision, a promotion between decision and move",
+    held="nothing moves until it was decided anew against the new champion",
+)
 def test_a_decision_that_was_broken_off_is_taken_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +472,12 @@ def test_a_decision_that_was_broken_off_is_taken_once(
 
 
 @pytest.mark.faults
+@pytest.mark.survives(
+    "registry",
+    "`kill -9` anywhere inside register",
+    how="the process ends before each of the calls that change MLflow in turn",
+    held="one version, one decision, the right champion",
+)
 def test_killed_at_any_call_it_ends_with_one_version_one_decision_and_the_right_champion(
     tmp_path: Path,
 ) -> None:

@@ -519,6 +519,12 @@ def _large() -> str:
         (b"x" * 100_001, {}, 413, "more than the 100000 bytes allowed"),
     ],
 )
+@pytest.mark.survives(
+    "serving",
+    "hostile requests",
+    how="seventeen: not JSON, NaN, nested 90,000 deep, paths, bombs of pixels, too many rows or bytes",
+    held="one line and a 4xx, nothing of the server's insides; the next request is answered",
+)
 def test_a_hostile_request_is_told_in_one_line(
     server: Server, body: bytes, headers: dict[str, str], status: int, message: str
 ) -> None:
@@ -533,6 +539,12 @@ def test_a_hostile_request_is_told_in_one_line(
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "serving",
+    "a request that does not say how long it is",
+    how="chunks without a Content-Length",
+    held="refused with 413 once it is too large",
+)
 def test_a_body_without_a_length_is_counted_while_it_comes(server: Server) -> None:
     head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     piece = b"%x\r\n" % 50_000 + b"x" * 50_000 + b"\r\n"
@@ -550,6 +562,12 @@ def test_a_large_body_is_refused_by_its_header(server: Server) -> None:
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "serving",
+    "a client that sends a byte now and then",
+    how="half a request, a byte every half second",
+    held="let go with 408 after the time-out",
+)
 def test_a_client_that_does_not_end_its_request_is_let_go(server: Server) -> None:
     head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     answer = server.raw(head + b"Content-Length: 1000\r\n\r\n", *[b" "] * 6, pause=0.5)
@@ -559,6 +577,12 @@ def test_a_client_that_does_not_end_its_request_is_let_go(server: Server) -> Non
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "serving",
+    "the champion changes under load",
+    how="eight clients ask while the alias moves",
+    held="no request fails; each answer is wholly of the version it names",
+)
 def test_a_new_champion_takes_over_without_losing_a_request(server: Server) -> None:
     from steps.tracking import aliases
 
@@ -597,6 +621,12 @@ def test_a_new_champion_takes_over_without_losing_a_request(server: Server) -> N
 
 
 @pytest.mark.flow
+@pytest.mark.survives(
+    "serving",
+    "an altered version becomes champion",
+    how="a version whose files are not those that were registered",
+    held="the old one goes on answering, the health page says why",
+)
 def test_a_version_that_was_altered_does_not_take_over(server: Server) -> None:
     from steps.tracking import aliases
     from steps.tracking.registry import FILES_SHA
@@ -619,6 +649,12 @@ def test_a_version_that_was_altered_does_not_take_over(server: Server) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.survives(
+    "serving",
+    "SQLite is locked while a model is served",
+    how="another process holds the database",
+    held="the health page says so, requests are answered",
+)
 def test_a_registry_that_is_away_is_told_and_endured(server: Server) -> None:
     # Somebody holds the database for good, as a backup that hangs does.
     with closing(sqlite3.connect(server.root / "mlflow/mlflow.db", isolation_level=None)) as held:

@@ -237,7 +237,7 @@ def test_data_under_dvc_by_their_content(clone: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.survives(
-    "files",
+    "disk",
     "dvc.lock half written",
     how="dvc.lock cut at twelve places",
     held="a line that says `git checkout dvc.lock`, or DVC restores what was cut off; nothing runs again",

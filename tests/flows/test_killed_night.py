@@ -62,7 +62,7 @@ def counted(root: Path) -> tuple[int, int, int]:
 
 
 @pytest.mark.survives(
-    "processes",
+    "nights",
     "kill -9 of a whole night while it trains",
     how="SIGKILL to `headstart nightly` and all it started, in the middle of an arm",
     held="marked and taken over by the next night, resumed from the last state, one run and one version",

@@ -279,6 +279,12 @@ def test_a_champion_that_lost_its_alias_is_told_every_night(
     assert last()["experiments"]["shapes"]["outcome"] == "nothing"
 
 
+@pytest.mark.survives(
+    "nights",
+    "params.yaml is broken at night",
+    how="a file that is no YAML, two nights long",
+    held="told and counted; every champion serves",
+)
 def test_settings_that_are_wrong_fail_the_night_and_are_written_down(
     built: Path, clone: Path, prefect: None, told: list[tuple[str, str, str]]
 ) -> None:
@@ -296,7 +302,7 @@ def test_settings_that_are_wrong_fail_the_night_and_are_written_down(
 
 
 @pytest.mark.survives(
-    "processes",
+    "nights",
     "two nightlies at once in one clone",
     how="a second night while the first holds the clone",
     held="the second ends as cancelled and says who runs",
@@ -310,7 +316,7 @@ def test_a_second_night_at_the_same_time_leaves(
 
 
 @pytest.mark.survives(
-    "processes",
+    "nights",
     "the clock jumps back an hour between two nights",
     how="the record of a night that began an hour later than now",
     held="nights are counted by number, none is overwritten",

@@ -244,7 +244,7 @@ def test_a_pointer_that_git_brought_brings_its_data(clone: Path) -> None:
 
 @pytest.mark.flow
 @pytest.mark.survives(
-    "files",
+    "disk",
     "data and their pointer both changed",
     how="files added to data under DVC, and another pointer, as `git pull` brings it",
     held="nothing is overwritten; the two ways out are told",
@@ -259,7 +259,7 @@ def test_data_and_pointer_that_differ_are_left_to_the_user(clone: Path) -> None:
 
 @pytest.mark.flow
 @pytest.mark.survives(
-    "storage",
+    "servers",
     "the remote of the raw data is away, or lacks them",
     how="a remote that cannot be reached; an empty one",
     held="worth trying again, or told at once; nothing was changed",
@@ -290,7 +290,7 @@ def test_raw_data_come_from_the_remote(clone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.flow
 @pytest.mark.survives(
-    "files",
+    "disk",
     "a damaged file in DVC's cache",
     how="bytes of a cached output changed, and the output removed",
     held="the damage is found by the hash, and the stage runs again",
