@@ -370,6 +370,11 @@ class Limits(Settings):
     checkpoint_seconds: float = Field(
         30.0, ge=0, description="Time between two checkpoints to resume from; 0: after every step."
     )
+    ray: str | None = Field(
+        None,
+        min_length=1,
+        description="Compute features over Ray: `local` for this machine alone, or a cluster's address.",
+    )
 
 
 class Machine(Limits):
@@ -387,6 +392,11 @@ class Machine(Limits):
         ge=1,
         description="A batch is computed in so many parts; must divide `training.batch_size`. Batch "
         "normalisation sees the parts one by one.",
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="So many processes train one network together, each on a part of every batch.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory, a second forward pass.")
     auto_batch_size: bool = Field(
@@ -406,6 +416,11 @@ class Machine(Limits):
     def _can_compute(self) -> Self:
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("`precision: fp16` needs a GPU; with `device: cpu` take float32 or bf16")
+        if self.processes > 1 and self.auto_batch_size:
+            raise ValueError(
+                "`auto_batch_size` does not go with `processes`: one that runs out of memory cannot change "
+                "the others' parts; raise `accumulate`"
+            )
         return self
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
-from steps import artifacts, data, features, network, savedmodel, tasks
+from steps import artifacts, cluster, data, features, network, savedmodel, tasks
 from steps.data import Samples
+from steps.errors import UserError
 from steps.kinds import KINDS
+from steps.network import Backbone
 from steps.params import EmbedSettings
 from steps.savedmodel import Batch, Extractor
 from steps.scans import Rule
@@ -31,6 +35,7 @@ def write(
     progress: Callable[[int], None] = lambda done: None,
     *,
     random_too: bool = True,
+    ray: str | None = None,
 ) -> int:
     """Write the features of these rows, and what they were made from; gives how many features there are.
 
@@ -45,31 +50,118 @@ def write(
         folder: where `features.npy`, `random.npy`, `index.parquet` and `features.json` go.
         progress: called with the number of samples done, counted over both matrices.
         random_too: write `random.npy`, where torch has the architecture.
+        ray: compute over Ray, at this address (`local`: on this machine); in this process when not given.
 
     Raises:
         DataError: a sample cannot be read, or gives features that are not finite.
+        UserError: Ray is not there, or the features are TensorFlow's.
         WeightsError: TensorFlow, which a SavedModel needs, is not there or fails.
     """
     pretrained = artifacts.pretrained_dir(settings.model.pretrained)
-    task, device = tasks.get(settings.task), network.prepare_device(settings.machine.device)
+    task = tasks.get(settings.task)
     contents = tasks.contents(task, rows, artifacts.data_dir(experiment))
     if artifacts.saved_model(pretrained) is not None:
+        if ray is not None:
+            raise UserError("machine.ray: a SavedModel's features are TensorFlow's, on this machine: drop it")
         artifacts.write_json(folder / features.KEY, key(settings, rows))
         rows[["id"]].to_parquet(folder / data.FEATURE_INDEX, index=False)
         return _of_savedmodel(pretrained, task, contents, settings, folder / data.FEATURES, progress)
-    # Decoded or tokenised once for both.
-    samples = task.samples(contents, settings.model, pretrained)
-    width = 0
-    for turn, name in enumerate([data.FEATURES] + [data.RANDOM_FEATURES] * random_too):
-        torch.manual_seed(RANDOM_SEED)
-        channels = Rule.of(settings.model).channels
-        backbone = network.build_backbone(pretrained, pretrained=name == data.FEATURES, channels=channels)
-        width, before = backbone.features, turn * len(rows)
-        features.write(backbone, samples, folder / name, device, lambda done, b=before: progress(b + done))  # type: ignore[misc]
-    index = rows[["id"]] if samples.lengths is None else rows[["id"]].assign(tokens=samples.lengths)
+    work = Work(settings, pretrained, contents, (data.FEATURES, data.RANDOM_FEATURES)[: 1 + random_too])
+    lengths, width = _here(work, folder, progress) if ray is None else _there(work, folder, progress, ray)
+    index = rows[["id"]] if lengths is None else rows[["id"]].assign(tokens=lengths)
     index.to_parquet(folder / data.FEATURE_INDEX, index=False)
     artifacts.write_json(folder / features.KEY, key(settings, rows))
     return width
+
+
+@dataclass(frozen=True)
+class Work:
+    """What features are computed of.
+
+    Attributes:
+        settings: task, model and device.
+        pretrained: the folder that fetch made.
+        contents: of all samples.
+        names: the files of the features, each of a backbone of its own.
+    """
+
+    settings: EmbedSettings
+    pretrained: Path
+    contents: list[Content]
+    names: tuple[str, ...]
+
+    def samples(self, places: Sequence[int] | None = None) -> Samples:
+        """The contents at these places, or all, decoded or tokenised."""
+        chosen = self.contents if places is None else [self.contents[place] for place in places]
+        return tasks.get(self.settings.task).samples(chosen, self.settings.model, self.pretrained)
+
+    def backbone(self, name: str) -> Backbone:
+        """The one whose features go into the file of that name."""
+        torch.manual_seed(RANDOM_SEED)
+        channels = Rule.of(self.settings.model).channels
+        return network.build_backbone(self.pretrained, pretrained=name == data.FEATURES, channels=channels)
+
+
+def _here(work: Work, folder: Path, progress: Callable[[int], None]) -> tuple[Sequence[int] | None, int]:
+    """Write the features in this process; gives the texts' lengths, and how many features there are."""
+    device, width = network.prepare_device(work.settings.machine.device), 0
+    # Decoded or tokenised once for all.
+    samples = work.samples()
+    for turn, name in enumerate(work.names):
+        backbone, before = work.backbone(name), turn * len(samples)
+        width = backbone.features
+        features.write(backbone, samples, folder / name, device, lambda done, b=before: progress(b + done))  # type: ignore[misc]
+    return samples.lengths, width
+
+
+# ---------------------------------------------------------------------------------------------- over Ray
+
+
+def _there(
+    work: Work, folder: Path, progress: Callable[[int], None], address: str
+) -> tuple[Sequence[int] | None, int]:
+    """Write the features that a cluster computes, of the same batches as `_here`; gives the same."""
+    count, lengths = len(work.contents), None
+    if KINDS[work.settings.task].content == "text":
+        lengths = work.samples().lengths
+    batches, matrices, done = data.longest_first(lengths, count), dict[str, np.memmap[Any, Any]](), 0
+    found = cluster.over_ray(
+        embedder, absolute(work), batches, address=address, threads=torch.get_num_threads(),
+        gpu=work.settings.machine.device == "cuda",
+    )  # fmt: skip
+    for places, rows in found:
+        for name, some in rows.items():
+            if name not in matrices:
+                shape = (count, some.shape[1])
+                matrices[name] = np.lib.format.open_memmap(
+                    folder / name, mode="w+", dtype=np.float32, shape=shape
+                )
+            matrices[name][places] = some
+        done += len(places) * len(work.names)
+        progress(done)
+    for matrix in matrices.values():
+        matrix.flush()
+    return lengths, int(next(iter(matrices.values())).shape[1])
+
+
+def absolute(work: Work) -> Work:
+    """The same work for a process whose working directory is another."""
+    contents = [one.resolve() if isinstance(one, Path) else one for one in work.contents]
+    return replace(work, pretrained=work.pretrained.resolve(), contents=contents)
+
+
+def embedder(work: Work) -> Callable[[list[int]], dict[str, NDArray[np.float32]]]:
+    """What a worker does: the features of the samples at some places, shape (places, features), by file."""
+    device = network.prepare_device(work.settings.machine.device)
+    backbones = {name: work.backbone(name) for name in work.names}
+
+    def compute(places: list[int]) -> dict[str, NDArray[np.float32]]:
+        samples = work.samples(places)
+        return {
+            name: features.compute(backbone, samples, device).numpy() for name, backbone in backbones.items()
+        }
+
+    return compute
 
 
 def turns(settings: EmbedSettings) -> int:

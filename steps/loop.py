@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steps import freezing, metrics, probing
+from steps import freezing, metrics, parallel, probing
 from steps.averaging import Ema, Soup, State, copied, put
 from steps.data import Batches, in_turn, to_device
-from steps.errors import TrainingError
+from steps.errors import TrainingError, UserError
 from steps.inference import autocast, probabilities
 from steps.network import Inputs, Network, Probe
+from steps.parallel import ALONE, Ranks
 from steps.params import Arm, Machine, Training
 from steps.resume import flatten_optimizer, restore_optimizer
 from steps.schedule import warmup_cosine
@@ -143,6 +144,7 @@ def fit(
     device: torch.device | None = None,
     keeper: Keeper | None = None,
     micro_batch: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Train with AdamW, warm-up and cosine; leave the network with its best weights.
 
@@ -150,6 +152,9 @@ def fit(
     best epochs. The order of the samples depends on the seed alone, so that two arms with one seed see
     the same batches. A training that was interrupted goes on where the keeper's state was taken, and ends
     with the same bytes as an unbroken one.
+
+    Several processes each compute their part of every batch and take the same steps; the first one judges,
+    and alone has a keeper.
 
     Args:
         network: takes the batches' inputs and a cut, and gives logits.
@@ -160,18 +165,21 @@ def fit(
             `epoch`, `seconds` and the validation metrics. After a break it gets the epochs before once more.
         device: where to compute; the CPU when not given.
         keeper: takes the training's state now and then.
-        micro_batch: samples computed at a time; a batch's gradient is the sum over its parts.
+        micro_batch: samples computed at a time, by all processes together; a batch's gradient is the sum over
+            its parts.
+        ranks: the processes that train this network together.
 
     Raises:
         TrainingError: a loss or gradient is not finite, or memory does not suffice.
     """
-    run = _Run(network, stages, recipe, seed, log, device or torch.device("cpu"), keeper, micro_batch)
+    device = device or torch.device("cpu")
+    run = _Run(network, stages, recipe, seed, log, device, keeper, micro_batch, ranks)
     run.resume()
     while run.epoch < recipe.training.epochs and not run.out_of_patience:
         fed = run.enter()
         batches = run.draw_order(fed)
         for indices in batches[run.position :]:
-            run.step(*fed.train.batch(indices, fed.view_of(run.epoch + 1)), fed.cut)
+            run.step(fed, indices)
             run.save_if_due()
         run.end_epoch(fed)
         run.save_if_due()
@@ -197,14 +205,16 @@ class _Run:
         device: torch.device,
         keeper: Keeper | None,
         micro_batch: int | None,
+        ranks: Ranks,
     ) -> None:
         arm, training, machine = recipe.arm, recipe.training, recipe.machine
         self.watched = f"validation_{recipe.loss}"
         self.network, self.stages, self.recipe = network.to(device), stages, recipe
-        self.log, self.device, self.keeper = log, device, keeper
+        self.log, self.device, self.keeper, self.ranks, self.seed = log, device, keeper, ranks, seed
         self.micro_batch = micro_batch or training.batch_size // machine.accumulate
         recipe.objective.to(device)
-        self.forward = torch.compile(network) if machine.compile else network
+        self.compiled: Any = torch.compile(network) if machine.compile else network
+        self.forward: Any = self.compiled
         self.autocast = autocast(device, machine.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=machine.precision == "fp16")
         self.ema = Ema(arm.ema) if arm.ema is not None else None
@@ -249,6 +259,7 @@ class _Run:
         else:
             for group in groups:
                 self.optimizer.add_param_group(group)
+        self.forward = self.ranks.wrapped(self.compiled)
         self.moving = freezing.moving(self.network)
         if self.anchor is None:
             self.anchor = freezing.Anchor(self.network, self.recipe.arm)
@@ -264,8 +275,8 @@ class _Run:
         self.order_before = self.order.get_state()
         return fed.train.order(self.order)
 
-    def step(self, inputs: Inputs, targets: Any, cut: int) -> None:  # noqa: ANN401 - the task's affair
-        """One step of the optimizer."""
+    def step(self, fed: Fed, indices: list[int]) -> None:
+        """One step of the optimizer, on the samples at these places."""
         assert self.optimizer is not None
         assert self.anchor is not None
         warmup = round(self.total * self.recipe.training.warmup_fraction)
@@ -274,7 +285,7 @@ class _Run:
             group["lr"] = group["rate"] * factor
         self.optimizer.zero_grad()
         try:
-            loss = self._backward(to_device(inputs, self.device), to_device(targets, self.device), cut)
+            loss = self._backward(fed, indices)
         except RuntimeError as error:
             raise self._told_of_memory(error) from error
         self.scaler.unscale_(self.optimizer)
@@ -291,17 +302,47 @@ class _Run:
         self.losses.append(loss)
         self.log({"train_loss": loss, "learning_rate": self._rate()}, self.steps)
 
-    def _backward(self, inputs: Inputs, targets: Any, cut: int) -> float:  # noqa: ANN401 - the task's affair
+    def _backward(self, fed: Fed, indices: list[int]) -> float:
         """Gradients of a batch's mean loss, part by part; gives the loss."""
         objective, loss = self.recipe.objective, 0.0
-        inputs, targets = objective.mixed(inputs, targets)
-        for some, of_them in parts(inputs, targets, self.micro_batch):
-            with self.autocast():
-                outputs = self.forward(objective.forced(some, of_them), cut)
-            share = objective.share(in_full(outputs), of_them, targets)
-            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-            loss += share.item()
-        return loss
+        count = math.ceil(len(indices) / self.micro_batch)
+        own = self.ranks.own(len(indices), count)
+        inputs, targets, whole = self._read(fed, indices, own)
+        # Gradients of several processes are averaged, and the parts' shares are to be added up.
+        times = 1 if len(own) == len(indices) else self.ranks.count
+        if length(inputs) != len(own):  # a long text is several rows
+            count = math.ceil(length(inputs) * times / self.micro_batch)
+        pieces = parts(inputs, targets, count)
+        with self.ranks.draws(self.seed, self.steps), self._statistics(times):
+            for number, (some, of_them) in enumerate(pieces, 1):
+                with self.ranks.meeting(self.forward, last=number == count):
+                    with self.autocast():
+                        outputs = self.forward(objective.forced(some, of_them), fed.cut)
+                    share = objective.share(in_full(outputs), of_them, whole) * times
+                    self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+                loss += share.item()
+        return self.ranks.mean(loss)
+
+    def _read(self, fed: Fed, indices: list[int], own: list[int]) -> tuple[Inputs, Any, Any]:
+        """Of a batch, on the device: inputs and targets at its own places, and the targets of all."""
+        arm, view = self.recipe.arm, fed.view_of(self.epoch + 1)
+        whole = len(own) == len(indices)
+        # What is mixed is mixed with its neighbours, whoever computes them.
+        if whole or arm.mixup or arm.cutmix:
+            inputs, targets = self._on_device(*fed.train.batch(indices, view))
+            inputs, targets = self.recipe.objective.mixed(inputs, targets)
+            return (inputs, targets, targets) if whole else (at(inputs, own), at(targets, own), targets)
+        inputs, targets = self._on_device(*fed.train.batch([indices[place] for place in own], view))
+        return inputs, targets, to_device(targets_of(fed.train, indices, view), self.device)
+
+    def _on_device(self, inputs: Inputs, targets: Any) -> tuple[Inputs, Any]:  # noqa: ANN401 - the task's affair
+        return to_device(inputs, self.device), to_device(targets, self.device)
+
+    def _statistics(self, times: int) -> AbstractContextManager[Any]:
+        """Batch normalisations that learn see the samples of all processes among which they are dealt out."""
+        if times > 1 and freezing.learning_norms(self.network):
+            return parallel.WholeBatch()
+        return nullcontext()
 
     def end_epoch(self, fed: Fed) -> None:
         """Judge the epoch, and keep its weights if they are the best."""
@@ -356,8 +397,10 @@ class _Run:
         )
 
     def _judge(self, fed: Fed) -> dict[str, float]:
-        precision = self.recipe.machine.precision
-        return self.recipe.judge(self.network, fed.validation, self.device, fed.cut, precision)
+        recipe, precision = self.recipe, self.recipe.machine.precision
+        return self.ranks.shared(
+            lambda: recipe.judge(self.network, fed.validation, self.device, fed.cut, precision)
+        )
 
     def _loss_of(self, state: State, fed: Fed) -> float:
         self._use(state, fed)
@@ -411,9 +454,11 @@ class _Run:
 
     def resume(self) -> None:
         """Take up the keeper's newest state, if there is one."""
-        found = self.keeper.load() if self.keeper is not None else None
+        found = self.ranks.shared(lambda: self.keeper.load() if self.keeper is not None else None)
         if found is None:
             return
+        # What is mixed is drawn from it, by all processes alike.
+        torch.set_rng_state(self.ranks.shared(torch.get_rng_state))
         tensors, values = found
         for stage in self.stages[: values["entered"]]:
             self._thaw(stage)
@@ -462,24 +507,40 @@ class _Run:
             "learning rates or raise `training.warmup_fraction`, and look for unusual samples"
         )
 
-    def _told_of_memory(self, error: RuntimeError) -> RuntimeError | TrainingError:
+    def _told_of_memory(self, error: RuntimeError) -> RuntimeError | UserError:
         from accelerate.utils.memory import should_reduce_batch_size
 
         if self.recipe.machine.auto_batch_size or not should_reduce_batch_size(error):
             return error
-        return TrainingError(
-            f"out of memory in step {self.steps + 1} with {self.micro_batch} samples at a time: set "
-            "`machine.auto_batch_size: true` or raise `machine.accumulate`; the batch stays the same"
-        )
+        said = f"out of memory in step {self.steps + 1} with {self.micro_batch} samples at a time: "
+        if self.ranks.alone:
+            return TrainingError(
+                f"{said}set `machine.auto_batch_size: true` or raise `machine.accumulate`; the batch stays "
+                "the same"
+            )
+        # Not as a training of a search that breaks down: the others wait for us, in the middle of a step.
+        return UserError(f"{said}raise `machine.accumulate`; the batch stays the same")
 
 
-def parts(inputs: Inputs, targets: Any, size: int) -> Iterator[tuple[Inputs, Any]]:  # noqa: ANN401 - see Criterion
-    """A batch in parts of at most `size` samples, as even as can be."""
-    count = math.ceil(length(inputs) / size)
+def parts(inputs: Inputs, targets: Any, count: int) -> Iterator[tuple[Inputs, Any]]:  # noqa: ANN401 - see Criterion
+    """A batch in so many parts, as even as can be."""
     if count == 1:
         yield inputs, targets
         return
     yield from zip(_in_parts(inputs, count), _in_parts(targets, count), strict=True)
+
+
+def targets_of(batches: Batches, indices: list[int], view: int | None) -> Any:  # noqa: ANN401 - see Criterion
+    """The targets alone of the samples at these places."""
+    targets = batches.targets
+    return targets[indices] if isinstance(targets, Tensor) else targets.batch(indices, view)
+
+
+def at(batch: Any, places: list[int]) -> Any:  # noqa: ANN401 - inputs, or targets as in Criterion
+    """The samples of a batch at these places."""
+    if isinstance(batch, dict):
+        return {name: tensor[places] for name, tensor in batch.items()}
+    return batch[places]
 
 
 def length(batch: Inputs) -> int:

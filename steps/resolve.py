@@ -55,11 +55,13 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
         kept = {arm: settings for arm, settings in arms.items() if settings is not None}
         task, model, training = experiment.task, experiment.model, experiment.training
         evaluation, machine = experiment.evaluation, experiment.machine.within(Limits())
+        # How many processes train is no affair of those that only predict.
+        alone = machine.model_copy(update={"processes": 1})
         steps: dict[str, Settings] = {
             "ingest": IngestSettings(task=task, data=experiment.data),
             "validate": ValidateSettings(task=task, validation=experiment.validation),
             "split": SplitSettings(split=experiment.split, resamples=training.resamples),
-            "embed": EmbedSettings(task=task, model=model, machine=machine),
+            "embed": EmbedSettings(task=task, model=model, machine=alone),
             "baseline": BaselineSettings(task=task, model=model, evaluation=evaluation),
             "evaluate": EvaluateSettings(
                 task=task,
@@ -68,7 +70,7 @@ def settings_files(checked: Params) -> dict[Path, Settings]:
                 arms=tuple(kept),
                 seeds=training.seeds,
                 resamples=training.resamples,
-                machine=machine,
+                machine=alone,
             ),
             "curve": CurveSettings(
                 curve=experiment.curve,

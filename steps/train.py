@@ -1,12 +1,16 @@
 """train: choose an arm's hyperparameters, then fit it with each of its seeds on each resample.
 
 Every run leaves its weights, history and journal; the search leaves `tuning.json` beside them.
+
+With `machine.processes`, or when torchrun started it, several processes train together. The first one does
+all that is told here; the others only train what it tells them to.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steps import artifacts, checkpoint, data, entry, freezing, metrics, resume, trainable, tuning
-from steps.errors import TrainingError
+from steps import (
+    artifacts,
+    checkpoint,
+    data,
+    entry,
+    freezing,
+    metrics,
+    network,
+    processes,
+    resume,
+    trainable,
+    tuning,
+)
+from steps.errors import TrainingError, UserError
+from steps.kinds import KINDS
 from steps.loop import Fitted
 from steps.network import Layer, Network, Probe
+from steps.parallel import ALONE, Ranks
+from steps.params import TrainSettings
 from steps.resume import Checkpoints, code_sha256
 from steps.trainable import Job
 from steps.tuning import Attempt
@@ -39,10 +58,50 @@ def train(experiment: str, arm: str) -> None:
         DataError: a sample cannot be read.
         UserError: the arm does not fit the backbone, its search allows what does not fit together, the device
             is not there, or the cache is too small.
-        HeadstartError: tensors changed in a training that must not touch them.
+        HeadstartError: tensors changed in a training that must not touch them, or one of several processes
+            was killed.
     """
     code_sha256()  # as it is now, before a long training in which somebody may edit it
     settings = trainable.settings_of(experiment, arm)
+    device = network.prepare_device(settings.machine.device)
+    if not processes.inside() and processes_of(settings) > 1:
+        processes.launch("steps.train", [experiment, arm], processes_of(settings), device)
+        return
+    with processes.joined(device) as ranks:
+        together = ranks if processes_of(settings, ranks.count) > 1 else ALONE
+        settings = with_processes(settings, together.count)
+        if not ranks.first:
+            follow(experiment, arm, ranks)
+            return
+        lead(experiment, arm, settings, together)
+        ranks.shared(lambda: None)
+
+
+def processes_of(settings: TrainSettings, count: int | None = None) -> int:
+    """How many processes are of use to an arm, of those that there are or are asked for.
+
+    A head on stored features takes a step sooner than two processes can agree on one.
+    """
+    arm = settings.arm
+    if arm is None or arm.solver == "lbfgs" or trainable.on_features(arm, KINDS[settings.task]):
+        return 1
+    return settings.machine.processes if count is None else count
+
+
+def with_processes(settings: TrainSettings, count: int) -> TrainSettings:
+    """The settings of so many processes, whatever they said: what is written shall be true.
+
+    Raises:
+        UserError: they do not go with several.
+    """
+    if count > 1 and settings.machine.auto_batch_size:
+        raise UserError("machine.auto_batch_size does not go with several processes: raise `accumulate`")
+    machine = settings.machine.model_copy(update={"processes": count})
+    return settings.model_copy(update={"machine": machine})
+
+
+def lead(experiment: str, arm: str, settings: TrainSettings, ranks: Ranks) -> None:
+    """Search, train and write, with the help of the other processes where there are any."""
     states = artifacts.checkpoints_dir(experiment, arm)
     with artifacts.new_folder(artifacts.arms_dir(experiment) / arm) as folder:
         if settings.arm is None:
@@ -50,7 +109,7 @@ def train(experiment: str, arm: str) -> None:
             entry.say(f"{experiment} leaves {arm} out")
             return
         job = trainable.load(experiment, arm, settings)
-        searched = tuning.search(job, partial(attempt, states=states / TRIALS), trial_key)
+        searched = tuning.search(job, partial(attempt, states=states / TRIALS, ranks=ranks), trial_key)
         artifacts.write_json(folder / tuning.FILE, searched.as_json())
         job = job.with_settings(job.settings.model_copy(update={"arm": searched.arm}))
         for resample in range(1, settings.training.resamples + 1):
@@ -59,16 +118,45 @@ def train(experiment: str, arm: str) -> None:
             for seed in settings.training.seeds:
                 name = artifacts.run_name(resample, seed)
                 (folder / name).mkdir()
-                train_run(job, resample, seed, folder / name, states / name)
+                train_run(job, seed, folder / name, states / name, ranks)
     resume.remove(states)
 
 
-def train_run(job: Job, resample: int, seed: int, folder: Path, states: Path) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What the first process has all others train with it."""
+
+    settings: TrainSettings
+    resample: int
+    seed: int
+
+
+def follow(experiment: str, arm: str, ranks: Ranks) -> None:
+    """Train what the first process says, until it has nothing more; what comes of it is the first one's."""
+    job: Job | None = None
+    while True:
+        order = ranks.shared(_nothing)
+        if order is None:
+            return
+        if job is None or job.resample != order.resample:
+            job = trainable.load(experiment, arm, order.settings, resample=order.resample)
+        job = job.with_settings(order.settings)
+        # All processes break down alike; the first one tells of it, and knows what is next.
+        with suppress(TrainingError):
+            model = trainable.build(job, order.seed)
+            trainable.fit(job, model, order.seed, log=lambda values, step: None, ranks=ranks)
+
+
+def _nothing() -> Order | None:
+    return None
+
+
+def train_run(job: Job, seed: int, folder: Path, states: Path, ranks: Ranks) -> None:
     """Fit one model, and write its weights, history and journal."""
-    of_resample = f"resample {resample} " if resample > 1 else ""
+    of_resample = f"resample {job.resample} " if job.resample > 1 else ""
     label = f"{job.experiment}/{job.arm_name} {of_resample}seed {seed}"
     history = History()
-    trained = fit(job, seed, states, label, trainable.run_key(job, seed), history)
+    trained = fit(job, seed, states, label, trainable.run_key(job, seed), history, ranks)
     history.write(folder / checkpoint.HISTORY)
     model, fitted = trained.model, trained.fitted
     trainable_parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
@@ -77,7 +165,7 @@ def train_run(job: Job, resample: int, seed: int, folder: Path, states: Path) ->
     described = journal(job, seed, model, fitted)
     written = checkpoint.save_weights(model.head if job.only_head else model, folder)
     described |= {
-        "resample": resample,
+        "resample": job.resample,
         "trainable_parameters": trainable_parameters,
         "frozen": trained.frozen,
         "weights_sha256": written,
@@ -103,11 +191,11 @@ def watched(job: Job) -> str:
 # ---------------------------------------------------------------------------------- trainings of the search
 
 
-def attempt(job: Job, label: str, *, states: Path) -> Attempt:
+def attempt(job: Job, label: str, *, states: Path, ranks: Ranks) -> Attempt:
     """One training of the search; one that breaks down is told of, and the search goes on."""
     key, history, started = trial_key(job), History(), perf_counter()
     try:
-        fitted = fit(job, trial_seed(job), states, label, key, history).fitted
+        fitted = fit(job, trial_seed(job), states, label, key, history, ranks).fitted
         found = Attempt(fitted.best, fitted.epochs, fitted.steps, fitted.seconds, None, job.kind.loss)
     except TrainingError as error:
         reason, seconds = " ".join(str(error).split()), perf_counter() - started
@@ -146,7 +234,9 @@ class Trained:
     frozen: dict[str, Any]
 
 
-def fit(job: Job, seed: int, states: Path, label: str, key: dict[str, Any], history: History) -> Trained:
+def fit(
+    job: Job, seed: int, states: Path, label: str, key: dict[str, Any], history: History, ranks: Ranks
+) -> Trained:
     """Build the network and fit it; with less at a time where memory does not suffice and may be saved.
 
     Args:
@@ -156,8 +246,9 @@ def fit(job: Job, seed: int, states: Path, label: str, key: dict[str, Any], hist
         label: what is trained, in words.
         key: everything that determines the weights.
         history: takes the log.
+        ranks: who trains it together.
     """
-    once = partial(fit_once, job, seed, states, label, key, history)
+    once = partial(fit_once, job, seed, states, label, key, history, ranks)
     if not job.machine.auto_batch_size:
         return once(None)
     from accelerate.utils.memory import find_executable_batch_size
@@ -177,9 +268,11 @@ def fit_once(
     label: str,
     key: dict[str, Any],
     history: History,
+    ranks: Ranks,
     micro_batch: int | None,
 ) -> Trained:
     """Build the network and fit it."""
+    ranks.shared(lambda: Order(job.settings, job.resample, seed))
     model = trainable.build(job, seed)
     proof = freezing.Proof(model)
     training = job.settings.training
@@ -187,7 +280,9 @@ def fit_once(
     with entry.Progress(label, steps) as progress:
         history.begin(progress, watched(job))
         kept = Told(label, states_of(states, key), key, job.machine.checkpoint_seconds)
-        fitted = trainable.fit(job, model, seed, log=history.log, keeper=kept, micro_batch=micro_batch)
+        fitted = trainable.fit(
+            job, model, seed, log=history.log, keeper=kept, micro_batch=micro_batch, ranks=ranks
+        )
     if job.on_features:
         return Trained(model, fitted, trainable.proof_of_stored_features(job))
     thawed: list[Layer] = []
@@ -322,6 +417,8 @@ class History:
 
 def main() -> int:
     """Run `python -m steps.train <experiment> <arm>`."""
+    if processes.reporting():
+        return processes.reported(lambda: train(*sys.argv[1:]))
     return entry.run(train, "experiment", "arm")
 
 

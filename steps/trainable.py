@@ -20,6 +20,7 @@ from steps.features import PrefixCache
 from steps.kinds import KINDS, Kind
 from steps.loop import Fed, Fitted, Judge, Keeper, Log, Recipe, Stage
 from steps.network import Backbone, Network, Probe
+from steps.parallel import ALONE, Ranks
 from steps.params import Arm, Limits, Machine, TrainSettings
 from steps.resume import code_sha256
 from steps.scans import Rule
@@ -46,6 +47,7 @@ class Job:
     rows: pd.DataFrame
     device: torch.device
     features_folder: Path
+    resample: int = 1
     # What was decoded, by split; one for a job and all that come of it by `with_settings`.
     _samples: dict[str, Samples] = field(default_factory=dict, repr=False)
     _targets: dict[str, Tensor | Targets] = field(default_factory=dict, repr=False)
@@ -73,7 +75,7 @@ class Job:
     @property
     def on_features(self) -> bool:
         """What embed computed before is all the input there is; no backbone is built."""
-        return self.only_head and not self.arm.augment and self.kind.gives == "pooled"
+        return on_features(self.arm, self.kind)
 
     @cached_property
     def train_labels(self) -> Tensor:
@@ -169,6 +171,11 @@ class Job:
         return Batches(samples, self.targets(split), self.settings.training.batch_size, balanced)
 
 
+def on_features(arm: Arm, kind: Kind) -> bool:
+    """An arm learns from what embed computed."""
+    return arm.tune == "head" and not arm.augment and kind.gives == "pooled"
+
+
 def load(
     experiment: str,
     arm_name: str,
@@ -199,7 +206,8 @@ def load(
     pretrained = artifacts.pretrained_dir(settings.model.pretrained)
     folder = features_folder or artifacts.features_dir(experiment)
     classes = tasks.get(settings.task).classes(rows)
-    return Job(experiment, arm_name, settings.arm, settings, pretrained, classes, rows, device, folder)
+    arm = settings.arm
+    return Job(experiment, arm_name, arm, settings, pretrained, classes, rows, device, folder, resample)
 
 
 def check_precision(device: torch.device, precision: str) -> None:
@@ -404,6 +412,7 @@ def fit(
     log: Log,
     keeper: Keeper | None = None,
     micro_batch: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Train what `build` gave, with the arm's solver; arguments as in `loop.fit`.
 
@@ -424,6 +433,7 @@ def fit(
         device=job.device,
         keeper=keeper,
         micro_batch=micro_batch,
+        ranks=ranks,
     )
 
 
