@@ -247,7 +247,7 @@ def rollback(world: World) -> None:
 
 def restore(world: World) -> None:
     """The champion that was rolled back to, by its number."""
-    world.headstart("promote", f"{MODEL}@{world.seen[-3]}", "--why", "put back")
+    world.headstart("promote", f"{MODEL}@{world.seen[-2]}", "--why", "put back")
 
 
 # ---------------------------------------------------------------------------------------------- the fortnight

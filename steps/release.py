@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -141,6 +142,11 @@ def _say_moved(found: Entry) -> None:
 # ------------------------------------------------------------------------------------------------- the table
 
 
+def short(who: str) -> str:
+    """Who, with as much of a flow run's id as tells it apart; `--json` has all of it."""
+    return re.sub(r"\(flow run ([0-9a-f]{8})-[0-9a-f-]+\)", r"(\1)", who)
+
+
 def _show(model: str, found: Look) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, force_terminal=False)
     if found.entries:
@@ -161,7 +167,7 @@ def table(entries: tuple[Entry, ...]) -> Table:
     shown.add_column("why", overflow="fold", min_width=24)
     for one in entries:
         when = clean(one.time)[:16].replace("T", " ")
-        cells = (str(one.number), when, clean(one.who), one.what, moved(one), clean(one.why) or "-")
+        cells = (str(one.number), when, short(clean(one.who)), one.what, moved(one), clean(one.why) or "-")
         shown.add_row(*map(Text, cells), style=STYLES[one.what])
     return shown
 

@@ -193,3 +193,9 @@ def _decisions() -> list[str]:
         found = opened.client.get_experiment_by_name(aliases.DECISIONS)
     assert found is not None
     return [found.experiment_id]
+
+
+def test_of_a_flow_runs_id_the_table_shows_what_tells_it_apart() -> None:
+    who = "nightly (flow run 8c0412a7-38f3-4f01-9afe-fc5245941f6e)"
+    assert release.short(who) == "nightly (8c0412a7)"
+    assert release.short("me@host") == "me@host"

@@ -95,9 +95,11 @@ def opened(advice: str = LATER) -> Iterator[Store]:
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         raise refused(uri, error, advice) from error
     finally:
-        # Setting the address also sets it in the environment.
+        # Setting the address also sets it in the environment, which outlives a store opened within a store.
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # its way back to the default
-        if named is not None:
+        if named is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
             os.environ["MLFLOW_TRACKING_URI"] = named
 
 

@@ -34,9 +34,9 @@ def test_all_that_the_loader_imports_is_required() -> None:
         for name in outside
         if not {_normal(one) for one in distributions[name]} & set(map(_normal, required))
     }
-    # mlflow is there when it loads us; the others are imported where a training, a terminal or validate asks
-    # for them.
-    assert missing <= {"mlflow", "accelerate", "peft", "py3langid", "rich"}
+    # mlflow is there when it loads us; the others are imported where a training, a terminal, a cluster or
+    # validate asks for them.
+    assert missing <= {"mlflow", "accelerate", "peft", "py3langid", "ray", "rich"}
 
 
 def _normal(name: str) -> str:

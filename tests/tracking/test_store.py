@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from steps.errors import TrackingError
 from steps.tracking import store
-from tests.tracking import servers
+from tests.tracking import made, servers
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,14 @@ def test_files_lie_beside_the_database(tmp_path: Path) -> None:
     assert store.artifact_root(store.LOCAL) == tmp_path / "mlflow/artifacts"
     assert store.artifact_root("sqlite:////srv/store.db") == Path("/srv/artifacts")
     assert store.artifact_root("http://host:5000") is None
+
+
+@pytest.mark.flow
+def test_the_environment_is_left_as_it_was(tmp_path: Path) -> None:
+    made.store(tmp_path)
+    with store.opened(), store.opened():
+        pass
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 @pytest.mark.survives(
