@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import TrackingError
-from steps.tracking import store
+from steps.tracking import registry, store
 from steps.tracking.registry import Version
 from steps.tracking.store import Store
 
@@ -83,10 +83,12 @@ def bring(opened: Store, version: Version, inside: str, folder: Path) -> Path:
         Its path here.
 
     Raises:
-        TrackingError: it is not there, or cannot be had.
+        TrackingError: it is not there, cannot be had, or is not what was registered.
     """
     uri = f"models:/{version.model}/{version.number}/{inside}"
-    return _brought(opened, uri, f"version {version.number} of {version.model}", inside, folder)
+    found = _brought(opened, uri, f"version {version.number} of {version.model}", inside, folder)
+    registry.check(version, inside, found)
+    return found
 
 
 def bring_run(opened: Store, run_id: str, inside: str, folder: Path) -> Path:
