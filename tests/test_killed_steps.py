@@ -56,7 +56,7 @@ def kill_in(clone: Twin, step: str, *, alone: bool) -> str:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     # Different steps are hit at different moments: while they import, read or write.
-    time.sleep(0.1 + 0.35 * STEPS.index(step) % 1.7)
+    time.sleep(0.05 + 0.1 * (STEPS.index(step) % 4))
     doomed = found if alone else [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
     for process in doomed:
         if process.is_running():
@@ -84,7 +84,7 @@ def data_hashes(root: Path) -> dict[str, str]:
 @pytest.mark.survives(
     "processes",
     "`kill -9` in each stage and inside register",
-    how="SIGKILL to each of the twelve steps in turn, alone or with the run, up to 1.8 s after its start",
+    how="SIGKILL to each of the twelve steps in turn, alone or with the run, up to 0.4 s after its start",
     held="the next run goes on; weights and data are those of an unbroken run, and there is one version",
 )
 def test_every_step_is_killed_once(unbroken: Twin, fresh: Twin) -> None:
