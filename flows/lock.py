@@ -37,7 +37,7 @@ def one_run(**about: str) -> Iterator[dict[str, Any]]:
         BusyError: another run holds it; the message says which and since when.
     """
     with _locked() as stream:
-        before = _read(stream)
+        before = read_holder(stream)
         _end_leftovers(before.get("run"))
         _remove_half_written()
         run = os.environ.setdefault(RUN_VARIABLE, uuid.uuid4().hex)
@@ -59,7 +59,7 @@ def check_free() -> dict[str, Any]:
         BusyError: another run holds the clone.
     """
     with _locked() as stream:
-        return _read(stream)
+        return read_holder(stream)
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def _locked() -> Iterator[IO[str]]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _read(stream)
+            holder = read_holder(stream)
             who = f"pid {holder.get('pid', 'unknown')}, since {holder.get('since', 'just now')}"
             raise BusyError(
                 f"another run is going on in this clone ({who}); "
@@ -78,7 +78,8 @@ def _locked() -> Iterator[IO[str]]:
         yield stream
 
 
-def _read(stream: IO[str]) -> dict[str, Any]:
+def read_holder(stream: IO[str]) -> dict[str, Any]:
+    """What the holder of a locked file wrote down: nothing while it starts or stops."""
     stream.seek(0)
     try:
         held = json.loads(stream.read() or "{}")

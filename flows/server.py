@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import IO, Any
 
+from flows.lock import read_holder
 from steps.errors import UserError
 
 ANSWER_SECONDS = 5.0
@@ -55,21 +54,11 @@ def shown_by_ui(lock: Path = UI_LOCK) -> str | None:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:  # somebody holds it, so what it says is true
-                address = read_held(stream).get("prefect")
+                address = read_holder(stream).get("prefect")
                 return f"{address}/api" if address else None
     except FileNotFoundError:
         pass
     return None
-
-
-def read_held(stream: IO[str]) -> dict[str, Any]:
-    """What the holder of the pages wrote down: nothing while it starts or stops."""
-    stream.seek(0)
-    try:
-        held = json.loads(stream.read() or "{}")
-    except ValueError:  # its holder was killed while it wrote
-        return {}
-    return held if isinstance(held, dict) else {}
 
 
 def shown(url: str) -> str:

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from flows import server
+from flows import lock, server
 from steps.errors import BusyError, HeadstartError, UserError
 
 if TYPE_CHECKING:
@@ -390,10 +390,10 @@ def _alone() -> Iterator[IO[str]]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            held = server.read_held(stream)
+            held = lock.read_holder(stream)
             where = f": {held['prefect']} and {held['mlflow']}" if "prefect" in held else ", just starting"
             raise BusyError(f"the pages of this clone are shown already{where}") from None
-        left = server.read_held(stream).get("mark")
+        left = lock.read_holder(stream).get("mark")
         if left and left != os.environ.get(MARK):
             end_marked(left)
         yield stream

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import server, ui
+from flows import lock, server, ui
 from flows.ui import Service, ServiceError, Services
 from steps.errors import BusyError, UserError
 from steps.operation import Nightly
@@ -203,7 +203,7 @@ def started(clone: Twin, **environment: str) -> tuple[subprocess.Popen[str], str
 
 def mark_of(clone: Twin) -> str:
     with (clone.root / ui.LOCK_FILE).open() as stream:
-        return str(server.read_held(stream)["mark"])
+        return str(lock.read_holder(stream)["mark"])
 
 
 @pytest.mark.long
