@@ -20,7 +20,7 @@ from steps import artifacts, resolve
 from steps.errors import HeadstartError
 from steps.layouts import PackageData
 from steps.params import LIMITS, Params
-from steps.tracking import journal
+from steps.tracking import addresses, journal
 
 Kind = Literal[
     "data", "code", "environment", "parameters", "new", "missing", "unfinished", "unpublished", "champion",
@@ -222,7 +222,7 @@ def _of_registry(
     identity = _identity(experiment)
     if identity is None:
         return  # there is nothing to register before it is made
-    here = champions.shown(champions.address())
+    here = addresses.shown(addresses.address())
     if noted is None:
         yield Cause("unpublished", f"its results are not registered at {here}")
     elif noted.get("result") != identity:

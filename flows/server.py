@@ -6,12 +6,12 @@ import fcntl
 import os
 import signal
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
 from flows.lock import read_holder
 from steps.errors import UserError
+from steps.tracking.addresses import shown
 
 ANSWER_SECONDS = 5.0
 HOME = Path(".headstart/prefect")
@@ -59,12 +59,6 @@ def shown_by_ui(lock: Path = UI_LOCK) -> str | None:
     except FileNotFoundError:
         pass
     return None
-
-
-def shown(url: str) -> str:
-    """An address without the name and password in it."""
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def reach() -> None:

@@ -27,6 +27,7 @@ import psutil
 
 from flows import lock, server
 from steps.errors import BusyError, HeadstartError, UserError
+from steps.tracking import addresses
 
 if TYPE_CHECKING:
     from flows.deploy import Done
@@ -36,7 +37,7 @@ LOGS = Path(".headstart/logs")
 LOCK_FILE = Path(".headstart/ui.lock")
 # Every process we start inherits this, and so do those that they start.
 MARK = "HEADSTART_UI"
-# The store that steps write to when MLFLOW_TRACKING_URI is not set; steps/tracking/store.py says the same.
+# Where steps write to when MLFLOW_TRACKING_URI is not set; steps/tracking/addresses.py says the same.
 STORE, FILES = Path("mlflow/mlflow.db"), Path("mlflow/artifacts")
 REPORTS = Path("reports/index.html")
 
@@ -245,7 +246,7 @@ def _start_prefect(services: Services, host: str, port: int) -> str:
     named = os.environ.get("PREFECT_API_URL")
     if named:
         server.reach()
-        return server.shown(named).rstrip("/").removesuffix("/api")
+        return addresses.shown(named).rstrip("/").removesuffix("/api")
     port = _free(host, port, "--prefect-port")
     address = f"http://{_reached(host)}:{port}"
     command = [
@@ -275,7 +276,7 @@ def _start_mlflow(services: Services, host: str, port: int) -> str:
     """Start MLflow's server on the clone's store, unless the environment names one; give its address."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
     if named.startswith(("http://", "https://")):
-        return server.shown(named).rstrip("/")
+        return addresses.shown(named).rstrip("/")
     port = _free(host, port, "--mlflow-port")
     address = f"http://{_reached(host)}:{port}"
     STORE.parent.mkdir(parents=True, exist_ok=True)

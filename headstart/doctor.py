@@ -147,7 +147,7 @@ def _tracking() -> Iterator[Finding]:
     if not uri.startswith("http"):
         yield Finding("ok", "tracking", uri or "the local store in mlflow/")
         return
-    from flows.server import shown
+    from steps.tracking.addresses import shown
 
     named = shown(uri).rstrip("/")  # it may hold a password
     problem = _unanswered(f"{named}/health")
@@ -159,7 +159,8 @@ def _tracking() -> Iterator[Finding]:
 
 
 def _prefect() -> Iterator[Finding]:
-    from flows.server import shown, shown_by_ui
+    from flows.server import shown_by_ui
+    from steps.tracking.addresses import shown
 
     url, pages = os.environ.get("PREFECT_API_URL"), shown_by_ui()
     if not url and not pages:

@@ -13,7 +13,7 @@ import pandas as pd
 from steps import artifacts, entry, inputs, outputs
 from steps.errors import UnreadableError, UserError
 from steps.inputs import Input
-from steps.tracking import registry, store
+from steps.tracking import addresses, registry, store
 from steps.tracking.registry import Loaded
 
 # Predicted at a time, so that memory does not grow with the folder; a multiple of the loop's batch.
@@ -36,7 +36,7 @@ def predict(experiment: str, names: Sequence[str], as_json: bool = False, out: P
         UserError: there is no champion, or inputs are missing or cannot be read; each is named.
         TrackingError: MLflow does not answer.
     """
-    database = store.database_of(store.address())
+    database = addresses.database_of(addresses.address())
     if database is not None and not database.exists():
         raise _no_champion(experiment)
     with store.opened(ADVICE) as opened:
@@ -63,7 +63,7 @@ def predict(experiment: str, names: Sequence[str], as_json: bool = False, out: P
 
 def _no_champion(experiment: str) -> UserError:
     return UserError(
-        f"experiment {experiment!r} has no champion in {store.shown(store.address())}: "
+        f"experiment {experiment!r} has no champion in {addresses.shown(addresses.address())}: "
         f"run `headstart run {experiment}` first; `headstart results` lists what was run"
     )
 

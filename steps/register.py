@@ -19,7 +19,7 @@ from steps import artifacts, entry, params
 from steps.errors import HeadstartError
 from steps.kinds import KINDS, SHARE, Kind
 from steps.params import CompareSettings, RegisterSettings, ValidateSettings
-from steps.tracking import aliases, download, journal, packaging, publish, registry, store
+from steps.tracking import addresses, aliases, download, journal, packaging, publish, registry, store
 from steps.tracking.journal import Result, Training
 from steps.tracking.publish import Published
 from steps.tracking.registry import Version
@@ -88,7 +88,7 @@ def register(experiment: str) -> None:
         result = journal.read(experiment)
         published = publish.publish(opened, result)
         found = f"{len(result.trainings)} trainings" if published.new else "was there already"
-        entry.say(f"{experiment}: published to {store.shown(opened.uri)} ({found})")
+        entry.say(f"{experiment}: published to {addresses.shown(opened.uri)} ({found})")
         winner = read_winner(experiment, result.winner, settings)
         test = frozen.freeze(experiment, winner.test, artifacts.data_dir(experiment))
         version, new = _version(opened, result, winner, published, test)
@@ -109,7 +109,7 @@ def _nothing_new(experiment: str) -> bool:
         return False
     noted = artifacts.read_json(path, "python -m steps.register")
     same = noted.get("result") == journal.identity(experiment)
-    if not same or noted["tracking_uri"] != store.shown(store.address()):
+    if not same or noted["tracking_uri"] != addresses.shown(addresses.address()):
         return False
     names = store.glance(noted["model"], noted["version"])
     if names is None:
@@ -562,7 +562,7 @@ def _note(
         },
         "arm": winner.training.arm,
         "seed": winner.training.seed,
-        "tracking_uri": store.shown(opened.uri),
+        "tracking_uri": addresses.shown(opened.uri),
         "run_id": version.run_id,
     }
 

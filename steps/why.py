@@ -25,7 +25,7 @@ from rich.text import Text
 
 from steps import artifacts, entry
 from steps.errors import HeadstartError
-from steps.tracking import aliases, naming, reader, registry, store
+from steps.tracking import addresses, aliases, naming, reader, registry, store
 from steps.tracking.aliases import CHAMPION, Entry, Look
 from steps.tracking.reader import Files
 from steps.tracking.registry import FILES, FILES_SHA, Version
@@ -235,7 +235,7 @@ def of_version(trail: Trail) -> Link:
     """The version and its files."""
     version = trail.version
     made = trail.opened.client.get_model_version(version.model, version.number).creation_timestamp
-    where = f"of {store.shown(trail.opened.uri)}, made {_moment(int(made))}"
+    where = f"of {addresses.shown(trail.opened.uri)}, made {_moment(int(made))}"
     facts: dict[str, Any] = {"number": version.number, "files_sha256": version.tags.get(FILES_SHA)}
     if FILES_SHA not in version.tags:
         return Link(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import TrackingError
-from steps.tracking import registry, store
+from steps.tracking import addresses, registry, store
 from steps.tracking.registry import Version
 from steps.tracking.store import Store
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ADVICE = "look at MLFLOW_TRACKING_URI"
-# What a SQL store and a server say of a version, an alias or a model that is not there.
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def require_store() -> None:
@@ -24,7 +22,7 @@ def require_store() -> None:
     Raises:
         TrackingError: it is a file, and there is none.
     """
-    database = store.database_of(store.address())
+    database = addresses.database_of(addresses.address())
     if database is not None and not database.exists():
         raise TrackingError(f"there is no {database}: nothing was registered here; {ADVICE}")
 
@@ -52,11 +50,12 @@ def version_of(opened: Store, model: str, *, alias: str | None = None, number: i
         # The answer for an alias does not tell of all aliases.
         return _known(opened.client.get_model_version(model, str(found.version)))
     except MlflowException as error:
-        if error.error_code not in _ABSENT:
+        if error.error_code not in addresses.ABSENT:
             raise
         wanted = f"version {number}" if number is not None else f"version with the alias {alias!r}"
+        where = addresses.shown(opened.uri)
         raise TrackingError(
-            f"{model} has no {wanted} in MLflow at {store.shown(opened.uri)}; correct `model:`, or {ADVICE}"
+            f"{model} has no {wanted} in MLflow at {where}; correct `model:`, or {ADVICE}"
         ) from None
 
 

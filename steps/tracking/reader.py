@@ -7,30 +7,27 @@ writes.
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
 import sqlite3
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from steps.errors import TrackingError
-from steps.tracking import store
+from steps.tracking import addresses, store
 from steps.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SECONDS = 30
-# What only mlflow itself knows how to use.
-_SPECIAL = ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_AUTH", "MLFLOW_WORKSPACE")
+LOCK_SECONDS = 20
 _CLAUSE = re.compile(r"tags\.`([^`]+)` = '([^']*)'")
 
 
@@ -63,12 +60,12 @@ def reading(advice: str) -> Iterator[tuple[Store, Files]]:
     Raises:
         TrackingError: the store does not answer, or refuses.
     """
-    uri = store.address()
-    database, own = store.database_of(uri), not any(name in os.environ for name in _SPECIAL)
+    uri = addresses.address()
+    database, own = addresses.database_of(uri), addresses.needs_mlflow() is None
     if own and database is not None:
         if not database.exists():
             raise TrackingError(f"there is no {database}: nothing was registered here; {advice}")
-        with _told(uri, advice), closing(_connect(database)) as connection:
+        with _told(uri, advice), addresses.read_only(database, LOCK_SECONDS) as connection:
             reader: _Database | _Server = _Database(connection)
             yield Store(uri, cast("MlflowClient", reader)), reader
     elif own and uri.startswith(("http://", "https://")):
@@ -95,13 +92,6 @@ def _told(uri: str, advice: str) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------- a SQLite file
-
-
-def _connect(database: Path) -> sqlite3.Connection:
-    quoted = urllib.parse.quote(str(database.resolve()))
-    connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=20)
-    connection.row_factory = sqlite3.Row
-    return connection
 
 
 class _Database:
@@ -252,16 +242,8 @@ class _Server:
     """MLflow's REST API, with the name and password of the address or the environment."""
 
     def __init__(self, uri: str) -> None:
-        self.base, self.headers = store.shown(uri).rstrip("/"), {"Accept": "application/json"}
-        parts, token = urllib.parse.urlsplit(uri), os.environ.get("MLFLOW_TRACKING_TOKEN")
-        user = parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME")
-        password = parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD") or ""
-        if user:
-            plain = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}" if parts.username else ""
-            said = base64.b64encode((plain or f"{user}:{password}").encode()).decode()
-            self.headers["Authorization"] = f"Basic {said}"
-        elif token:
-            self.headers["Authorization"] = f"Bearer {token}"
+        self.base = addresses.shown(uri).rstrip("/")
+        self.headers = {"Accept": "application/json"} | addresses.credentials(uri)
 
     def _ask(self, path: str, query: dict[str, str] | None = None, body: Any = None) -> bytes:  # noqa: ANN401
         url = f"{self.base}/{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")

@@ -1,26 +1,24 @@
-"""Where the MLflow store is, and a connection to it that fails soon and plainly."""
+"""A connection to the MLflow store that fails soon and plainly."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import sqlite3
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import HeadstartError, TrackingError
+from steps.tracking import addresses
+from steps.tracking.addresses import ABSENT, address, database_of, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LOCAL = "sqlite:///mlflow/mlflow.db"
 LOCK = Path(".headstart/tracking.lock")
 PROBE_SECONDS = 5
 LATER = "the results are safe in their journals, and `headstart publish` publishes them when it answers"
@@ -36,7 +34,6 @@ _SETTINGS = {
     # Else a uv.lock in the folder would replace the requirements we pin.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
-_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,6 @@ class Store:
 
     uri: str
     client: MlflowClient
-
-
-def address() -> str:
-    """Where results are published: MLFLOW_TRACKING_URI, else the SQLite store in `mlflow/`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
-
-
-def shown(uri: str) -> str:
-    """An address without its password."""
-    parts = urllib.parse.urlsplit(uri)
-    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
 
 
 @contextmanager
@@ -141,14 +127,9 @@ def is_absent(error: Exception) -> bool:
     Raises:
         Exception: it says anything else.
     """
-    if getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    if getattr(error, "error_code", None) in ABSENT:
         return True
     raise error
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of a SQLite store; None for any other kind of address."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def artifact_root(uri: str) -> Path | None:
@@ -184,36 +165,8 @@ def glance(model: str, version: str) -> list[str] | None:
     Returns:
         None when the version is not there, or when this short way cannot tell.
     """
-    uri = address()
-    database = database_of(uri)
-    # A registry elsewhere, or one that asks for a name, is mlflow's affair.
-    if any(name in os.environ for name in ("MLFLOW_REGISTRY_URI", *_CREDENTIALS)) or shown(uri) != uri:
-        return None
     try:
-        if database is not None:
-            return _glance_at_database(database, model, version) if database.exists() else None
-        return _glance_at_server(uri, model, version) if uri.startswith(("http://", "https://")) else None
-    except (sqlite3.Error, OSError, ValueError, KeyError):
+        found = addresses.look(model, version=version)
+    except addresses.UnknownError:
         return None
-
-
-def _glance_at_database(database: Path, model: str, version: str) -> list[str] | None:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection:
-        there = connection.execute(
-            "SELECT 1 FROM model_versions WHERE name = ? AND version = ? AND status = 'READY' "
-            "AND current_stage != 'Deleted_Internal'",
-            (model, version),
-        ).fetchone()
-        aliases = connection.execute(
-            "SELECT alias FROM registered_model_aliases WHERE name = ? AND version = ? ORDER BY alias",
-            (model, version),
-        ).fetchall()
-    return [alias for (alias,) in aliases] if there else None
-
-
-def _glance_at_server(uri: str, model: str, version: str) -> list[str] | None:
-    query = urllib.parse.urlencode({"name": model, "version": version})
-    url = f"{uri.rstrip('/')}/api/2.0/mlflow/model-versions/get?{query}"
-    with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:
-        found = json.load(answer)["model_version"]
-    return sorted(found.get("aliases", [])) if found["status"] == "READY" else None
+    return None if found is None else list(found.aliases)

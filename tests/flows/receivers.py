@@ -7,10 +7,7 @@ import email
 import email.policy
 import http.server
 import json
-import os
-import signal
 import socketserver
-import subprocess
 import sys
 import threading
 import time
@@ -22,42 +19,21 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
-from tests.tracking.servers import free_port
+from tests.tracking import servers
 
 
 @contextmanager
 def prefect_process(folder: Path) -> Iterator[str]:
     """Run Prefect's server with a database of its own; gives the address of its API when it answers."""
-    port = free_port()
+    port = servers.free_port()
     api = f"http://127.0.0.1:{port}/api"
     settings = {
         "PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
     }  # fmt: skip
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = folder / "server.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, env={**os.environ, **settings}, stdout=stream, stderr=stream, start_new_session=True
-        )
-        try:
-            _wait(f"{api}/health", process, log)
-            yield api
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer: {log.read_text()}")
+    with servers.running(command, folder, f"{api}/health", settings):
+        yield api
 
 
 def post(url: str, **content: Any) -> Any:

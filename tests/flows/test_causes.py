@@ -23,6 +23,7 @@ from steps import params
 from steps.errors import UserError
 from tests import twin
 from tests.flows import miniature
+from tests.tracking import servers
 
 pytestmark = pytest.mark.flow
 
@@ -278,28 +279,11 @@ def test_a_damaged_lock_file_is_named_with_the_way_out(clone: Path) -> None:
 def test_a_server_is_asked_for_the_champion(
     monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], code: int, expected: str | None
 ) -> None:
-    import http.server
-    import threading
-
-    asked: list[str | None] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.headers.get("Authorization"))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.handle_request, daemon=True).start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "night")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-    found = champions.glance("headstart-shapes")
-    server.server_close()
+    with servers.saying(answer, code) as (address, asked):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        found = champions.glance("headstart-shapes")
     assert asked == ["Basic bmlnaHQ6c2VjcmV0"]
     if expected == "unknown":
         assert f"answers {code}" in found.unknown

@@ -168,7 +168,7 @@ def test_building_anew_runs_everything_but_the_weights(
     assert miniature.steps_run(clone) == ALL
     assert last()["experiments"]["shapes"] | {"ran": [], "seconds": 0} == {
         "anew": True, "causes": [{"kind": "asked", "text": "built anew on request"}], "champion": "1",
-        "decision": "better", "drift": None, "failures": 0, "outcome": "same", "ran": [], "seconds": 0,
+        "decision": "", "drift": None, "failures": 0, "outcome": "same", "ran": [], "seconds": 0,
         "text": "the results are what they were; version 1 stays",
     }  # fmt: skip
     assert told == []
@@ -367,6 +367,16 @@ def command(clone: Path, *arguments: str, **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
+def refused(clone: Path, **environment: str) -> str:
+    """What `headstart nightly` says when there is a cause and it cannot even start."""
+    new_curve(clone)
+    done = command(clone, **environment)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert miniature.steps_run(clone) == []
+    return done.stderr
+
+
 def test_the_command_ends_at_once_where_there_is_no_cause(clone: Path) -> None:
     done = command(clone)
     assert done.returncode == 0, done.stderr
@@ -383,11 +393,7 @@ def test_the_command_ends_at_once_where_there_is_no_cause(clone: Path) -> None:
     held="one line, exit code 2, nothing was started",
 )
 def test_a_server_that_is_down_is_told(clone: Path) -> None:
-    new_curve(clone)
-    done = command(clone, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert done.returncode == 2
-    assert "does not answer" in done.stderr
-    assert miniature.steps_run(clone) == []
+    assert "does not answer" in refused(clone, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert command(clone, "shape").returncode == 2
     assert os.environ.get("PREFECT_API_URL") != "http://127.0.0.1:9/api"
 
@@ -399,10 +405,6 @@ def test_a_server_that_is_down_is_told(clone: Path) -> None:
     held="one line that names the variable, exit code 2, nothing was started",
 )
 def test_a_server_that_does_not_let_us_in_is_told(clone: Path) -> None:
-    new_curve(clone)
     with servers.answering({}, 401) as address:
-        done = command(clone, PREFECT_API_URL=f"{address}/api", PREFECT_CLIENT_MAX_RETRIES="0")
-    assert done.returncode == 2, done.stderr
-    assert "does not let us in (401); set PREFECT_API_AUTH_STRING" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert miniature.steps_run(clone) == []
+        told = refused(clone, PREFECT_API_URL=f"{address}/api", PREFECT_CLIENT_MAX_RETRIES="0")
+    assert "does not let us in (401); set PREFECT_API_AUTH_STRING" in told

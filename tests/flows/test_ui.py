@@ -21,7 +21,7 @@ from flows import lock, server, ui
 from flows.ui import Service, ServiceError, Services
 from steps.errors import BusyError, UserError
 from steps.operation import Nightly
-from steps.tracking import store
+from steps.tracking import addresses, store
 from tests.flows.test_deploy import waited
 from tests.twin import Twin, build
 
@@ -170,8 +170,8 @@ def test_leftovers_of_a_killed_one_are_ended(
 
 def test_the_store_is_where_steps_publish_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert store.database_of(store.LOCAL) == ui.STORE
-    assert store.artifact_root(store.LOCAL) == ui.FILES.resolve()
+    assert addresses.database_of(addresses.LOCAL) == ui.STORE
+    assert store.artifact_root(addresses.LOCAL) == ui.FILES.resolve()
 
 
 def test_mlflow_is_called_by_names_of_this_machine_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import signal
 import socket
@@ -34,33 +35,41 @@ def mlflow_process(
     # MLflow starts its own `python` and `uvicorn`: the environment's must come first.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("w") as log:
+    with running(command, folder, f"{address}{page}", environment | quiet | {"PATH": path}):
+        yield address
+
+
+@contextmanager
+def running(command: list[str], folder: Path, page: str, environment: dict[str, str]) -> Iterator[None]:
+    """Run a server in a folder until the block ends; goes on once its page answers."""
+    log = folder / "server.log"
+    with log.open("w") as stream:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | environment | quiet | {"PATH": path},
-            stdout=log,
+            env=os.environ | environment,
+            stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            _wait(f"{address}{page}", process, folder / "server.log")
-            yield address
+            _wait(page, process, log)
+            yield
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
+def _wait(page: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(page, timeout=5):
                 return
         except OSError:
             time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer: {log.read_text()}")
+    raise AssertionError(f"{page} does not answer: {log.read_text()}")
 
 
 @contextmanager
@@ -78,7 +87,32 @@ def answering(codes: dict[str, int], otherwise: int) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with _served(Handler) as address:
+        yield address
+
+
+@contextmanager
+def saying(content: object, code: int) -> Iterator[tuple[str, list[str | None]]]:
+    """A server that says the same to every request; gives its address and who asked."""
+    asked: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with _served(Handler) as address:
+        yield address, asked
+
+
+@contextmanager
+def _served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

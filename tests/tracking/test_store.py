@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import os
 import threading
 import time
@@ -8,29 +9,54 @@ from pathlib import Path
 import pytest
 
 from steps.errors import TrackingError
-from steps.tracking import store
+from steps.tracking import addresses, store
 from tests.tracking import made, servers
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
 
 
 def test_the_store_is_local_unless_the_environment_names_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.address() == "sqlite:///mlflow/mlflow.db"
+    assert addresses.address() == "sqlite:///mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert store.address() == "http://host:5000"
+    assert addresses.address() == "http://host:5000"
 
 
 def test_a_password_is_not_shown() -> None:
-    assert store.shown("https://me:secret@host:5000/mlflow") == "https://host:5000/mlflow"
-    assert store.shown("sqlite:///mlflow/mlflow.db") == "sqlite:///mlflow/mlflow.db"
+    assert addresses.shown("https://me:secret@host:5000/mlflow") == "https://host:5000/mlflow"
+    assert addresses.shown("sqlite:///mlflow/mlflow.db") == "sqlite:///mlflow/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "environment", "expected"),
+    [
+        ("http://host", {}, None),
+        ("http://me:s%40@host", {}, "me:s@"),
+        ("http://host", {"USERNAME": "you", "PASSWORD": "p%40"}, "you:p%40"),
+        ("http://me:s%40@host", {"USERNAME": "you", "PASSWORD": "p"}, "me:s@"),
+        ("http://host", {"TOKEN": "t"}, "t"),
+        ("http://me:s@host", {"TOKEN": "t"}, "me:s"),
+    ],
+)
+def test_who_asks(
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
+    environment: dict[str, str],
+    expected: str | None,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    kind, _, said = addresses.credentials(uri).get("Authorization", "").partition(" ")
+    assert kind == ("" if expected is None else "Bearer" if expected == "t" else "Basic")
+    assert (base64.b64decode(said).decode() if kind == "Basic" else said) == (expected or "")
 
 
 def test_files_lie_beside_the_database(tmp_path: Path) -> None:
-    assert store.artifact_root(store.LOCAL) == tmp_path / "mlflow/artifacts"
+    assert store.artifact_root(addresses.LOCAL) == tmp_path / "mlflow/artifacts"
     assert store.artifact_root("sqlite:////srv/store.db") == Path("/srv/artifacts")
     assert store.artifact_root("http://host:5000") is None
 
@@ -57,7 +83,7 @@ def test_a_server_that_is_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) 
         pass
     assert time.monotonic() - started < 3
     message = str(told.value)
-    assert store.shown(address) in message
+    assert addresses.shown(address) in message
     assert "safe in their journals" in message
     assert "headstart publish" in message
     assert "secret" not in message
@@ -109,3 +135,31 @@ def test_a_glance_without_a_store_tells_nothing() -> None:
     Path("mlflow").mkdir()
     Path("mlflow/mlflow.db").write_bytes(b"no database")
     assert store.glance("headstart-any", "1") is None
+
+
+def test_a_glance_at_a_server_has_the_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = {"version": "2", "creation_timestamp": 1000, "aliases": ["previous", "champion"]}
+    with servers.saying({"model_version": version | {"status": "READY"}}, 200) as (address, asked):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("://", "://me:secret@"))
+        assert store.glance("headstart-any", "2") == ["champion", "previous"]
+        # A workspace is asked for in a way that only mlflow knows.
+        monkeypatch.setenv("MLFLOW_WORKSPACE", "ours")
+        assert store.glance("headstart-any", "2") is None
+    assert asked == ["Basic bWU6c2VjcmV0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ({"error_code": "RESOURCE_DOES_NOT_EXIST"}, 404),
+        ({"model_version": {"version": "2", "creation_timestamp": 1, "status": "PENDING_REGISTRATION"}}, 200),
+        ({}, 403),
+        ({}, 200),
+    ],
+)
+def test_a_glance_that_finds_no_version_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, content: object, code: int
+) -> None:
+    with servers.saying(content, code) as (address, _):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert store.glance("headstart-any", "2") is None
