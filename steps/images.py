@@ -22,6 +22,7 @@ ORIENTATION, SWAPPED = 0x0112, (5, 6, 7, 8)
 
 def upright(image: Image.Image) -> Image.Image:
     """RGB, turned as its camera says, transparency on white; decodes the whole file."""
+    _exif(image)  # kept by the image from here on
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -36,7 +37,16 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     if image.format == "TIFF":  # here Pillow has done so itself
         return width, height
-    return (height, width) if image.getexif().get(ORIENTATION) in SWAPPED else (width, height)
+    return (height, width) if _exif(image).get(ORIENTATION) in SWAPPED else (width, height)
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """What the camera says, out of the header.
+
+    Pillow's own way for PNG decodes the pixels to see whether more stands behind them: a gigabyte, where the
+    header was to tell that there is too much. What stands there is not heard, for the size and in `upright`.
+    """
+    return Image.Image.getexif(image)
 
 
 def mask_text(numbers: NDArray[np.uint8], level: int = 6) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ TIFF_ORIENTATION, TIFF_COMPRESSION, TIFF_SAMPLES, GDAL_NODATA = 274, 259, 277, 4
 MIN_IS_WHITE, NO_IMAGE = 0, 1 | 4
 # Values of one image, all bands together: 8 GiB of float32.
 MOST_VALUES = 1 << 31
+# Pixels of one image: twice what Pillow warns of, where it refuses by itself.
+MOST_PIXELS = 178_956_970
+_opening = threading.Lock()
 # The part of the values that a picture for people leaves out at either end, in per cent.
 TAIL = 1.0
 # DICOM's elements that name a person or tell when and where one was born or lives.
@@ -211,19 +215,31 @@ def opened(content: Path | bytes, any_size: bool = False) -> Image.Image:
     if size == 0:
         raise DataError("the file is empty (0 bytes)")
     source = io.BytesIO(content) if isinstance(content, bytes) else content
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at one size and refuses at another; we have one limit of our own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            Image.MAX_IMAGE_PIXELS = None if any_size else limit
-            return Image.open(source, formats=FORMATS)
+        with _without_limit():
+            image = Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
         raise DataError(f"is no image ({', '.join(FORMATS)}, DICOM)") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"is far too large: {error}") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    width, height = image.size
+    if width * height > MOST_PIXELS and not any_size:
+        image.close()
+        raise DataError(f"is far too large: {width} x {height} pixels")
+    return image
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Pillow warns at one size and refuses at another; we have one limit of our own.
+
+    Pillow's is one for all threads: if two put it away at once, the second would never bring it back.
+    """
+    with _opening:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def size_of(content: Path | bytes) -> tuple[int, int]:
@@ -265,8 +281,7 @@ def read(content: Path | bytes) -> Scan:
     """
     head, found = _head(content), header(content)
     values = found.size[0] * found.size[1] * found.bands
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or MOST_VALUES)
-    if found.size[0] * found.size[1] > limit or values > MOST_VALUES:
+    if found.size[0] * found.size[1] > MOST_PIXELS or values > MOST_VALUES:
         raise DataError(f"is far too large: {found.size[0]} x {found.size[1]} pixels, {found.bands} bands")
     with _told():
         if _is_dicom(content, head):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from steps.artifacts import write_json
 from steps.errors import DataError, UserError
+from steps.images import upright
 from steps.params import Machine, Model, Validation
 from steps.pixels import FOLDER, Store
+from steps.scans import size_of
 from steps.tasks import get
 from steps.tasks.of_images import BLOCK, FORMATS, ImageSamples, _near_pairs
 from tests.rawdata import huge_png, picture, save
@@ -151,6 +155,41 @@ def test_an_image_is_turned_as_its_camera_says() -> None:
     batch = samples([as_bytes(Image.fromarray(pixels), exif=exif)]).batch([0])
     assert (batch[0, :, 9:] == 1).all()
     assert (batch[0, :, :7] == -1).all()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_size_is_told_by_the_header_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """What a PNG says of its orientation behind the pixels is not heard, here and when it is decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    pixels = np.zeros((8, 12, 3), dtype=np.uint8)
+    content = as_bytes(Image.fromarray(pixels), exif=exif)
+    if late:
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        content = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    with Image.open(io.BytesIO(content)) as image:
+        assert upright(image).size == ((12, 8) if late else (8, 12))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels are decoded"))
+    assert size_of(content) == ((12, 8) if late else (8, 12))
+    assert size_of(huge_png(tmp_path / "huge.png")) == (20_000, 20_000)
+
+
+def test_threads_that_open_images_leave_pillows_limit_as_it_was(tmp_path: Path) -> None:
+    """It is one for all of a process, and whoever opens any size puts it away for a moment."""
+    limit, content = Image.MAX_IMAGE_PIXELS, huge_png(tmp_path / "huge.png").read_bytes()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            sizes = set(pool.map(size_of, [content] * 2000))
+    finally:
+        sys.setswitchinterval(before)
+    assert sizes == {(20_000, 20_000)}
+    assert limit is not None
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", as_bytes(picture(1))[:300]])
