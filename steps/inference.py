@@ -44,7 +44,7 @@ def outputs(
         precision: as in `machine.precision`.
     """
     device = device or torch.device("cpu")
-    network.to(device).eval()
+    _ready(network, device)
     for indices in by_length(samples, batch_size):
         # Around each batch and not around the whole: whoever takes the outputs may train between two of them.
         with torch.inference_mode():
@@ -52,6 +52,19 @@ def outputs(
             with autocast(device, precision)():
                 found = network(inputs, cut) if cut else network(inputs)
         yield indices, found
+
+
+def _ready(network: nn.Module, device: torch.device) -> None:
+    """Bring a network to the device and into eval mode; where it is so already, only ask.
+
+    Moving takes as long as a small batch even so. Every module is asked for its mode: normalisations may
+    train in a network that does not.
+    """
+    first = next(network.parameters(), None)
+    if first is None or first.device != device:
+        network.to(device)
+    if any(module.training for module in network.modules()):
+        network.eval()
 
 
 def probabilities(

@@ -437,6 +437,15 @@ def test_predict_keeps_the_order_and_counts_the_short_batch_once() -> None:
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
 
 
+def test_a_part_that_trains_in_a_network_that_does_not_is_put_in_eval_mode() -> None:
+    """As batch normalisations are left once their statistics were learnt anew."""
+    batches, model = clusters(20), linear(dropout=0.9)
+    model.eval()
+    expected = inference.probabilities(model, batches.samples)
+    model.head.train()
+    np.testing.assert_array_equal(inference.probabilities(model, batches.samples), expected)
+
+
 def test_predict_of_nothing_is_empty() -> None:
     assert len(inference.probabilities(linear(), FeatureSamples(torch.empty(0, 5)))) == 0
 

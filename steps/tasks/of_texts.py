@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 # Texts tokenised at a time.
 BLOCK = 1024
+# The tokenizer last read in each thread. One alone may use a fast tokenizer, whose settings a call changes.
+_kept = threading.local()
 
 
 class OfTexts:
@@ -269,13 +272,25 @@ class WindowSamples:
 
 
 def tokenizer_of(pretrained: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that fetch put beside the weights."""
-    # A fast tokenizer's threads and a forked process do not go together; it warns unless told.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoTokenizer
+    """The tokenizer that fetch put beside the weights; kept, for reading it takes longer than predicting."""
+    identity = _identity(pretrained)
+    if getattr(_kept, "identity", None) != identity:
+        # A fast tokenizer's threads and a forked process do not go together; it warns unless told.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from transformers import AutoTokenizer
 
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained, local_files_only=True)
+        _kept.tokenizer = AutoTokenizer.from_pretrained(pretrained, local_files_only=True)
+        _kept.identity = identity
+    found: PreTrainedTokenizerBase = _kept.tokenizer
     return found
+
+
+def _identity(folder: Path) -> tuple[Any, ...]:
+    """Tells a folder's files from what was there before, without reading them."""
+    with os.scandir(folder) as files:
+        stats = sorted((file.name, file.stat()) for file in files)
+    told = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return (str(folder.resolve()), *told)
 
 
 def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:

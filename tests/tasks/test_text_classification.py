@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from steps.errors import DataError, UserError
 from steps.params import Model, Validation
 from steps.tasks import contents, get, of_texts
 from steps.tasks.of_texts import TextSamples, frame_of, located, normalised, tokenizer_of
-from tests.tasks import clone
+from tests.tasks import clone, pretraining
 
 TASK = get("text-classification")
 PAIRS = get("text-pair-classification")
@@ -352,3 +353,15 @@ def test_pairs_from_a_table_to_a_registered_model(tmp_path: Path, monkeypatch: p
     assert {one["arm"] for one in found["arms"]} == {"scratch", "frozen", "full"}
     said = clone.predicted([{"text": "rose tulip", "pair": "oven salt"}])
     assert said[0]["label"] in ("yes", "no")
+
+
+def test_a_tokenizer_is_read_once_in_each_thread_and_anew_when_its_files_change(tmp_path: Path) -> None:
+    folder = pretraining.tokenizer_in(tmp_path / "tokens")
+    found = tokenizer_of(folder)
+    assert tokenizer_of(folder) is found
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(tokenizer_of, folder).result()
+    assert other is not found
+    before = found("the horse")["input_ids"]
+    pretraining.tokenizer_in(folder, causal=True)
+    assert tokenizer_of(folder)("the horse")["input_ids"] == before[1:-1]
