@@ -30,6 +30,7 @@ from steps import artifacts
 from steps.errors import LedgerError, TrackingError, UserError
 from steps.tracking import lease, store
 from steps.tracking.lease import Lease
+from steps.tracking.once import once
 from steps.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -556,7 +557,17 @@ def _add(opened: Store, entry: Entry, text: str) -> str:
         "mlflow.user": entry.who[:PIECE],
     }
     name = f"{entry.what} {entry.model} {entry.after.get(CHAMPION, '')}".strip()
-    return str(opened.client.create_run(_experiment(opened), tags=tags, run_name=name).info.run_id)
+    experiment_id = _experiment(opened)
+    return once(
+        lambda: str(opened.client.create_run(experiment_id, tags=tags, run_name=name).info.run_id),
+        lambda: _written(opened, entry),
+    )
+
+
+def _written(opened: Store, entry: Entry) -> str | None:
+    """The run that holds an entry; None where it was not written."""
+    runs = _search(opened, entry.model, entry.number)
+    return next((str(run.info.run_id) for run in runs if run.data.tags.get(LEDGER_SHA) == entry.sha256), None)
 
 
 def _experiment(opened: Store) -> str:

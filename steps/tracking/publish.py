@@ -6,17 +6,20 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps import artifacts
 from steps.errors import TrackingError
-from steps.tracking import journal, store
+from steps.tracking import addresses, journal, store
 from steps.tracking.journal import Result, Training
+from steps.tracking.once import once
 from steps.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Metric, Run
 
 RESULT, COMPLETE = "headstart.result", "headstart.complete"
 # Of the comparison's run: what the result came from, as files.
@@ -84,30 +87,44 @@ def _experiment(opened: Store, name: str) -> str:
     location = None if root is None else (root / name).as_uri()
     found = client.get_experiment_by_name(full_name)
     if found is None:
-        return str(client.create_experiment(full_name, location, {"headstart.experiment": name}))
+        found = once(
+            partial(_create_experiment, client, full_name, location, {"headstart.experiment": name}),
+            partial(client.get_experiment_by_name, full_name),
+        )
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     if location is not None and found.artifact_location != location:
         raise TrackingError(
-            f"{store.shown(opened.uri)} keeps the files of {full_name} in {found.artifact_location}, "
+            f"{addresses.shown(opened.uri)} keeps the files of {full_name} in {found.artifact_location}, "
             f"no longer in {location}: the store was moved, and it knows full paths only; move it back, or "
             "move it away and run `headstart publish`, which publishes the journals anew"
         )
     return str(found.experiment_id)
 
 
+def _create_experiment(
+    client: MlflowClient, name: str, location: str | None, tags: dict[str, Any]
+) -> Experiment:
+    return client.get_experiment(client.create_experiment(name, location, tags))
+
+
 def _parent(opened: Store, experiment_id: str, result: Result) -> Run:
-    found = opened.client.search_runs(
-        [experiment_id], f"tags.`{RESULT}` = '{result.identity}'", order_by=["attributes.start_time ASC"]
-    )
-    if found:
-        return next((run for run in found if run.data.tags.get(COMPLETE) == "true"), found[0])
+    find = partial(_find_parent, opened, experiment_id, result.identity)
     arms = list(dict.fromkeys(training.arm for training in result.trainings))
-    return opened.client.create_run(
+    create = partial(
+        opened.client.create_run,
         experiment_id,
         run_name=f"{' / '.join(arms)} ({result.identity[:8]})",
         tags={RESULT: result.identity, COMPLETE: "false", "headstart.kind": "comparison"},
     )
+    return find() or once(create, find)
+
+
+def _find_parent(opened: Store, experiment_id: str, identity: str) -> Run | None:
+    found = opened.client.search_runs(
+        [experiment_id], f"tags.`{RESULT}` = '{identity}'", order_by=["attributes.start_time ASC"]
+    )
+    return next((run for run in found if run.data.tags.get(COMPLETE) == "true"), found[0] if found else None)
 
 
 def _children(opened: Store, experiment_id: str, parent_id: str) -> dict[str, Run]:
@@ -118,6 +135,8 @@ def _children(opened: Store, experiment_id: str, parent_id: str) -> dict[str, Ru
         page = opened.client.search_runs(
             [experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'", page_token=token
         )
+        # Should one be there twice, what is complete counts.
+        page.sort(key=lambda run: run.data.tags.get(COMPLETE) == "true")
         found |= {_name_in(run.data.tags): run for run in page}
         token = page.token
         if not token:
@@ -131,13 +150,15 @@ def _name_in(tags: dict[str, str]) -> str:
 
 
 def _create_child(opened: Store, parent: Run, training: Training) -> Run:
-    return opened.client.create_run(
-        parent.info.experiment_id,
+    experiment_id, parent_id = parent.info.experiment_id, parent.info.run_id
+    create = partial(
+        opened.client.create_run,
+        experiment_id,
         # So that the run's duration is the training's, and its curves have the right times.
         start_time=int((time.time() - training.journal["seconds"]) * 1000),
         run_name=training.name,
         tags={
-            "mlflow.parentRunId": parent.info.run_id,
+            "mlflow.parentRunId": parent_id,
             COMPLETE: "false",
             "headstart.kind": "training",
             "headstart.arm": training.arm,
@@ -145,6 +166,7 @@ def _create_child(opened: Store, parent: Run, training: Training) -> Run:
             "headstart.resample": str(training.resample),
         },
     )
+    return once(create, lambda: _children(opened, experiment_id, parent_id).get(training.name))
 
 
 def _fill_child(opened: Store, run: Run, training: Training, result: Result, origin: dict[str, str]) -> None:

@@ -13,12 +13,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps import artifacts
 from steps.errors import TrackingError
 from steps.tracking import store
+from steps.tracking.once import once
 from steps.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -104,8 +106,14 @@ def name_of(experiment: str) -> str:
 
 def find(opened: Store, model: str, sha256: str) -> Version | None:
     """The version of these bytes; None when there is none."""
+    found = _first(opened, model, sha256)
+    return None if found is None else _version(opened, found)
+
+
+def _first(opened: Store, model: str, sha256: str) -> ModelVersion | None:
+    """The oldest version of these bytes."""
     found = opened.client.search_model_versions(f"name = '{model}' AND tags.`{MODEL_SHA}` = '{sha256}'")
-    return _version(opened, found[0]) if found else None
+    return min(found, key=lambda one: int(one.version), default=None)
 
 
 def champion(opened: Store, model: str) -> Version | None:
@@ -149,7 +157,8 @@ def add(opened: Store, candidate: Candidate) -> Version:
     _ensure_registered(opened, name)
     # A model that an earlier release uploaded before it was stopped has no list.
     listed = {key: value for key, value in logged.tags.items() if key == FILES_SHA}
-    made = client.create_model_version(
+    create = partial(
+        client.create_model_version,
         name,
         f"models:/{logged.model_id}",
         candidate.run_id,
@@ -157,6 +166,7 @@ def add(opened: Store, candidate: Candidate) -> Version:
         description=candidate.description,
         model_id=logged.model_id,
     )
+    made = once(create, partial(_first, opened, name, candidate.sha256))
     # MLflow's pages link a model to its versions by this tag.
     versions = [
         *json.loads(logged.tags.get("mlflow.modelVersions", "[]")),
@@ -177,18 +187,23 @@ def _ensure_registered(opened: Store, name: str) -> None:
 
 
 def _logged(opened: Store, candidate: Candidate) -> LoggedModel:
-    found = opened.client.search_logged_models(
-        [candidate.experiment_id], f"tags.`{MODEL_SHA}` = '{candidate.sha256}'", max_results=1
-    )
-    if found:
-        return found[0]
-    return opened.client.create_logged_model(
+    find = partial(_find_logged, opened, candidate)
+    create = partial(
+        opened.client.create_logged_model,
         candidate.experiment_id,
         name=candidate.model,
         source_run_id=candidate.run_id,
         tags=candidate.tags | {MODEL_SHA: candidate.sha256},
         model_type="classifier",
     )
+    return find() or once(create, find)
+
+
+def _find_logged(opened: Store, candidate: Candidate) -> LoggedModel | None:
+    found = opened.client.search_logged_models(
+        [candidate.experiment_id], f"tags.`{MODEL_SHA}` = '{candidate.sha256}'", max_results=1
+    )
+    return found[0] if found else None
 
 
 def _upload(opened: Store, candidate: Candidate, logged: LoggedModel) -> str:
@@ -197,9 +212,9 @@ def _upload(opened: Store, candidate: Candidate, logged: LoggedModel) -> str:
     from mlflow.models import Model
 
     client, model_id = opened.client, logged.model_id
-    outputs = client.get_run(candidate.run_id).outputs
-    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
-        client.log_outputs(candidate.run_id, [LoggedModelOutput(model_id, 0)])
+    linked = partial(_is_linked, opened, candidate.run_id, model_id)
+    if not linked():
+        once(lambda: client.log_outputs(candidate.run_id, [LoggedModelOutput(model_id, 0)]) or True, linked)
     client.log_batch(candidate.run_id, metrics=_scores(opened, candidate, model_id))
     described = Model(artifact_path=logged.artifact_location, run_id=candidate.run_id, model_id=model_id)
     # In the clone and not in /tmp, which may be kept in memory; a killed upload's folder goes first.
@@ -213,6 +228,12 @@ def _upload(opened: Store, candidate: Candidate, logged: LoggedModel) -> str:
         with store.uploading(opened.uri):
             client.log_model_artifacts(model_id, str(path))
     return listed
+
+
+def _is_linked(opened: Store, run_id: str, model_id: str) -> bool | None:
+    """Whether a run's page leads to the model already; None where it does not."""
+    outputs = opened.client.get_run(run_id).outputs
+    return model_id in [output.model_id for output in (outputs.model_outputs if outputs else [])] or None
 
 
 def _scores(opened: Store, candidate: Candidate, model_id: str) -> list[Metric]:
@@ -327,12 +348,16 @@ def verify(version: Version) -> int | None:
         TrackingError: they cannot be had, or differ.
     """
     with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
-        found = _whole(version, Path(folder))
+        found = whole(version, Path(folder))
         return len(_listed(version, found / FILES)) if FILES_SHA in version.tags else None
 
 
-def _whole(version: Version, folder: Path) -> Path:
-    """All files of a version, brought into a folder and compared."""
+def whole(version: Version, folder: Path) -> Path:
+    """All files of a version, brought into a folder and compared with what was registered.
+
+    Raises:
+        TrackingError: they cannot be had, or differ.
+    """
     try:
         found = _bring(version, "", folder)
     except Exception as error:  # an artifact store's client may be any library
@@ -357,7 +382,7 @@ def load(version: Version) -> Loaded:
         TrackingError: its files are gone, differ, or cannot be loaded here.
     """
     folder = tempfile.TemporaryDirectory(prefix="headstart-model-")
-    path = _whole(version, Path(folder.name))
+    path = whole(version, Path(folder.name))
     try:
         return Loaded(load_folder(path).pyfunc, folder)
     except Exception as error:
