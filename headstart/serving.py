@@ -28,13 +28,20 @@ def predict(
         bool,
         typer.Option("--batch", help="For many: goes on after a stop; --out ends .csv, .jsonl or .parquet."),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="With --batch: by a Ray cluster there, or one `local` to here."),
+    ] = None,
 ) -> None:
     """Ask an experiment's champion: labels, boxes, answers, whatever its task gives."""
     if batch and (out is None or as_json):
         raise UserError("--batch needs --out FILE, whose end (.csv, .jsonl, .parquet) says what is written")
+    if ray is not None and not batch:
+        raise UserError("--ray is for --batch: leave it out, or predict a folder or table with --batch")
     # A path is meant from where the user stands, a text is left as it is.
     absolute = [terminal.absolute(one) for one in inputs]
     options = ["--json"] * as_json + (["--out", str(out.absolute())] if out else [])
+    options += ["--ray", ray] if ray else []
     terminal.enter_clone()
     # A text may begin with a dash.
     raise typer.Exit(

@@ -1,8 +1,9 @@
 """batch: predict a folder or a table of any size, in pieces that survive a stop.
 
-Pieces of so many inputs are predicted side by side, one core each, and each is a file of its own beside the
-result. The same command goes on where a killed one was, with the version that one began with; the result is
-made of all pieces at the end, so it is the same to the byte however often the work was stopped.
+Pieces of so many inputs are predicted side by side, one core each, or over a Ray cluster, and each is a file
+of its own beside the result. The same command goes on where a killed one was, with the version that one began
+with; the result is made of all pieces at the end, so it is the same to the byte however often the work was
+stopped.
 """
 
 from __future__ import annotations
@@ -14,60 +15,52 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import pandas as pd
-
-from steps import artifacts, entry, inputs, outputs
-from steps.errors import BusyError, UnreadableError, UserError
+from steps import artifacts, cluster, entry, inputs, outputs, pieces
+from steps.errors import BusyError, UserError
 from steps.kinds import KINDS, Kind
 from steps.many import Asked, Many
-from steps.tracking import registry, store
-from steps.tracking.registry import Loaded, Version
+from steps.pieces import Piece
+from steps.tracking import addresses, registry, store
+from steps.tracking.registry import Version
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # Inputs of a piece: predicted together, so another number is another result in the last digit.
 PIECE = 256
+# Pieces that are handed to a cluster together: their inputs are in memory.
+HANDED = 2048
 # Pieces that are read for a group of rows of a Parquet file.
 GROUP = 16
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ADVICE = "predictions need its model registry: start it, or correct MLFLOW_TRACKING_URI"
+# A network lets go of the interpreter in each of its hundreds of operations, and waits this long, in seconds,
+# to have it back from a thread that decodes; Python's own 0.005 would leave a core idle for much of the time.
+SWITCH_AFTER = 0.0001
 # What a shell says of a process that ended by Ctrl-C.
 STOPPED = 130
 _TYPES = {"double": "float64", "integer": "int64"}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What became of some inputs.
-
-    Attributes:
-        rows: what was said, in the order of the inputs.
-        rejected: number, name and reason of those that cannot be read.
-    """
-
-    rows: list[dict[str, Any]]
-    rejected: list[dict[str, Any]]
-
-
-def batch(experiment: str, names: Sequence[str], out: Path) -> None:
+def batch(experiment: str, names: Sequence[str], out: Path, ray: str | None = None) -> None:
     """Predict all inputs and write a table; what cannot be read goes to `<out>.rejected.csv`.
 
     Args:
         experiment: whose champion predicts.
         names: folders, files, tables, or (for a text model) texts.
         out: CSV, JSONL or Parquet by its suffix.
+        ray: `local`, or the address of a Ray cluster, to predict there; see `steps/cluster.py`.
 
     Raises:
-        UserError: there is no champion, or nothing of that name, or the suffix is another.
+        UserError: there is no champion, or nothing of that name, or the suffix is another, or no cluster.
         BusyError: the same file is being made by another process.
         TrackingError: MLflow does not answer, or the version's files are gone or altered.
     """
@@ -77,15 +70,18 @@ def batch(experiment: str, names: Sequence[str], out: Path) -> None:
         found = registry.champion(opened, registry.name_of(experiment))
         if found is None:
             raise UserError(
-                f"experiment {experiment!r} has no champion in {store.shown(store.address())}: "
+                f"experiment {experiment!r} has no champion in {addresses.shown(addresses.address())}: "
                 f"run `headstart run {experiment}` first"
             )
         kind = KINDS[found.tags["headstart.task"]]
         many = Many(names, inputs.columns_of(experiment, found.tags["headstart.task"]))
         version = _planned(opened, folder, found, many)
         total = len(many)
-        if not _whole(folder, total):
-            _predict(registry.load(version), version, kind, many, total, folder)
+        if _done(folder, total) < total:
+            if ray is None:
+                _predict(version, many, total, folder)
+            else:
+                _predict_there(ray, version, many, total, folder)
         rejected = _join(folder, kind, out)
     done = total - rejected
     count = "1 prediction" if done == 1 else f"{done} predictions"
@@ -146,32 +142,46 @@ def _piece_file(folder: Path, place: int) -> Path:
     return folder / f"piece-{place:08}.json"
 
 
-def _whole(folder: Path, total: int) -> bool:
-    return all(_piece_file(folder, place).exists() for place in range(-(-total // PIECE)))
+def _done(folder: Path, total: int) -> int:
+    """How many inputs are in the pieces that are there."""
+    places = range(-(-total // PIECE))
+    return sum(min(PIECE, total - PIECE * at) for at in places if _piece_file(folder, at).exists())
 
 
-def _predict(loaded: Loaded, version: Version, kind: Kind, many: Many, total: int, folder: Path) -> None:
+def _left(many: Many, folder: Path) -> Iterator[tuple[int, list[Asked]]]:
+    """Places and inputs of the pieces that are not there yet."""
+    for place, asked in enumerate(many.chunks(PIECE)):
+        if not _piece_file(folder, place).exists():
+            yield place, asked
+
+
+def _write(piece: Piece, folder: Path, place: int) -> None:
+    with artifacts.new_file(_piece_file(folder, place)) as partial:
+        partial.write_text(json.dumps(vars(piece)), "utf-8")
+
+
+def _predict(version: Version, many: Many, total: int, folder: Path) -> None:
     """Make the pieces that are not there yet, side by side."""
     import torch
+
+    loaded, kind = registry.load(version), KINDS[version.tags["headstart.task"]]
 
     # A core for each piece: two threads of torch on one batch gain less than two batches.
     torch.set_num_threads(1)
     workers = len(os.sched_getaffinity(0))
-    done = 0
 
     def work(place: int, asked: list[Asked]) -> int:
-        piece = answered(loaded, asked, kind, version.number)
-        with artifacts.new_file(_piece_file(folder, place)) as partial:
-            partial.write_text(json.dumps(vars(piece)), "utf-8")
+        _write(pieces.answered(loaded, asked, kind, version.number), folder, place)
         return len(asked)
 
-    with entry.Progress("predict", total) as progress, ThreadPoolExecutor(workers) as pool:
-        flying: set[Future[int]] = set()
+    with (
+        _switching(SWITCH_AFTER),
+        entry.Progress("predict", total) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        done, flying = _done(folder, total), set[Future[int]]()
         try:
-            for place, asked in enumerate(many.chunks(PIECE)):
-                if _piece_file(folder, place).exists():
-                    done += len(asked)
-                    continue
+            for place, asked in _left(many, folder):
                 flying.add(pool.submit(work, place, asked))
                 # One piece waits for each that is worked on; no more are in memory.
                 while len(flying) >= 2 * workers:
@@ -186,57 +196,35 @@ def _predict(loaded: Loaded, version: Version, kind: Kind, many: Many, total: in
                 one.cancel()
 
 
-def answered(loaded: Loaded, asked: Sequence[Asked], kind: Kind, version: str = "") -> Piece:
-    """Predict some inputs; those that cannot be read do not stop the others.
-
-    Args:
-        loaded: the model.
-        asked: at most a few hundred; they are in memory together.
-        kind: of the model's task.
-        version: for the rows.
-    """
-    reasons = {one.row: one.reason for one in asked if one.reason is not None}
-    left = [one for one in asked if one.reason is None]
-    while left:
-        try:
-            said = loaded.predict(_frame(left, kind))
-            break
-        except UnreadableError as error:
-            reasons |= {left[place].row: _reason(left[place], told) for place, told in error.reasons.items()}
-            left = [one for one in left if one.row not in reasons]
-    answers = said.to_dict(orient="records") if left else []
-    rows = [_row(one, answer, kind, version) for one, answer in zip(left, answers, strict=True)]
-    rejected = [
-        {"row": one.row, "input": _shown(one.name), "reason": _shown(reasons[one.row])}
-        for one in asked
-        if one.row in reasons
-    ]
-    return Piece(rows, rejected)
+def _predict_there(address: str, version: Version, many: Many, total: int, folder: Path) -> None:
+    """Have the pieces that are not there yet made by a cluster, which reads the model beside them."""
+    model = registry.whole(version, Path(tempfile.mkdtemp(prefix="model-", dir=folder)))
+    done, left = _done(folder, total), _left(many, folder)
+    with entry.Progress("predict", total) as progress:
+        while some := list(islice(left, HANDED)):
+            places, asked = zip(*some, strict=True)
+            work = pieces.Work(
+                Path.cwd(), model.resolve(), version.tags["headstart.task"], version.number, asked
+            )
+            found = cluster.over_ray(
+                pieces.answerer, work, [[at] for at in range(len(asked))],
+                address=address, threads=1, gpu=None, asked="--ray",
+            )  # fmt: skip
+            for (at,), (piece,) in found:
+                _write(piece, folder, places[at])
+                done += len(asked[at])
+                progress.reached(done)
 
 
-def _frame(asked: list[Asked], kind: Kind) -> pd.DataFrame:
-    columns = zip(kind.columns, zip(*(one.contents for one in asked), strict=True), strict=True)
-    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns})
-
-
-def _reason(one: Asked, told: str) -> str:
-    """Why, without the name once more."""
-    return told.removeprefix(f"{one.contents[0]}: ")
-
-
-def _shown(value: Path | str) -> str:
-    """As text that can be written: a file's name may be no UTF-8."""
-    return str(value).encode("utf-8", "backslashreplace").decode()
-
-
-def _row(one: Asked, answer: dict[Any, Any], kind: Kind, version: str) -> dict[str, Any]:
-    """As a server records it, and what was said in columns beside: `headstart monitor` reads both alike."""
-    said = outputs.as_json(answer)
-    contents = dict(zip(kind.columns, map(_shown, one.contents), strict=True))
-    return {
-        "row": one.row, "input": _shown(one.name), **contents, **json.loads(said),
-        "version": version, "said": said,
-    }  # fmt: skip
+@contextmanager
+def _switching(after: float) -> Iterator[None]:
+    """Threads wait this long for one another, in seconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(after)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 # ------------------------------------------------------------------------------------------------- the result
@@ -322,24 +310,27 @@ def _schema(names: list[str], kind: Kind) -> pa.Schema:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; usage: python -m steps.batch <experiment> --out FILE INPUT...")
+        raise UserError(
+            f"{message}; usage: python -m steps.batch <experiment> --out FILE [--ray ADDRESS] INPUT..."
+        )
 
 
 def _main() -> None:
     parser = _Parser(prog="python -m steps.batch")
     parser.add_argument("experiment")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ray")
     parser.add_argument("inputs", nargs="+")
     given = parser.parse_args()
     try:
-        batch(given.experiment, given.inputs, given.out)
+        batch(given.experiment, given.inputs, given.out, given.ray)
     except KeyboardInterrupt:
         entry.say("stopped; the same command goes on where it was")
         sys.exit(STOPPED)
 
 
 def main() -> int:
-    """Run `python -m steps.batch <experiment> --out FILE INPUT...`."""
+    """Run `python -m steps.batch <experiment> --out FILE [--ray ADDRESS] INPUT...`."""
     return entry.guarded(_main)
 
 

@@ -38,7 +38,8 @@ def over_ray(
     *,
     address: str,
     threads: int,
-    gpu: bool = False,
+    gpu: bool | None = False,
+    asked: str = "machine.ray",
 ) -> Iterator[tuple[list[int], R]]:
     """What workers make of every batch, in the batches' order.
 
@@ -50,13 +51,14 @@ def over_ray(
         address: `local`, or that of a cluster, e.g. `head:6379`, of which this machine is one. Its machines
             have Headstart installed and see this folder under the same path.
         threads: of a worker.
-        gpu: a worker needs one.
+        gpu: a worker needs one; None: it has one where the cluster has any.
+        asked: what the user gave the address to, for messages.
 
     Raises:
         UserError: Ray is not installed, no cluster is there, or it has no GPU.
         HeadstartError: what a worker raised.
     """
-    with _cluster(address) as ray:
+    with _cluster(address, asked) as ray:
         from ray.data import ActorPoolStrategy
         from ray.data import range as numbers
 
@@ -68,7 +70,7 @@ def over_ray(
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=resources["workers"]),
             num_cpus=resources["cpus"],
-            num_gpus=1 if gpu else 0,
+            num_gpus=resources["gpus"],
             fn_constructor_args=(make, ray.put(given), ray.put(list(batches)), threads),
         )
         for row in found.iter_rows():
@@ -107,7 +109,7 @@ class _Worker:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[Any]:
+def _cluster(address: str, asked: str) -> Iterator[Any]:
     """Ray, connected; let go of at the end.
 
     Raises:
@@ -119,17 +121,17 @@ def _cluster(address: str) -> Iterator[Any]:
             import ray.data
         except ImportError:
             raise UserError(
-                "machine.ray: Ray is not installed here: `pip install -e .[ray]`, or leave the key out"
+                f"{asked}: Ray is not installed here: `pip install -e .[ray]`, or leave it out"
             ) from None
         _quiet(ray)
-        _connect(ray, address)
+        _connect(ray, address, asked)
         try:
             yield ray
         finally:
             ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:  # noqa: ANN401 - a module
+def _connect(ray: Any, address: str, asked: str) -> None:  # noqa: ANN401 - a module
     """Begin.
 
     Raises:
@@ -145,7 +147,7 @@ def _connect(ray: Any, address: str) -> None:  # noqa: ANN401 - a module
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"machine.ray: no Ray cluster answers at {address!r}: start one, set RAY_AUTH_TOKEN if it has a "
+            f"{asked}: no Ray cluster answers at {address!r}: start one, set RAY_AUTH_TOKEN if it has a "
             f"token, or write `local` for this machine alone ({reason})"
         ) from None
 
@@ -196,17 +198,18 @@ def _quiet(ray: Any) -> None:  # noqa: ANN401 - a module
     context.execution_options.preserve_order = True
 
 
-def _resources(ray: Any, threads: int, gpu: bool, address: str) -> dict[str, int]:  # noqa: ANN401 - a module
-    """How many workers fit, and the cores each reserves.
+def _resources(ray: Any, threads: int, gpu: bool | None, address: str) -> dict[str, int]:  # noqa: ANN401
+    """How many workers fit, and the cores and GPUs each reserves.
 
     Raises:
         UserError: the cluster has no GPU.
     """
     total = ray.cluster_resources()
+    gpu = bool(total.get("GPU")) if gpu is None else gpu
     if gpu and not total.get("GPU"):
         raise UserError(f"machine.device: cuda, but the Ray cluster at {address!r} has no GPU")
     # A reservation that no machine can meet would wait for ever.
     largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
     cpus = max(1, min(threads, largest))
     workers = int(total["GPU"]) if gpu else int(total.get("CPU", 1)) // cpus
-    return {"cpus": cpus, "workers": max(1, workers)}
+    return {"cpus": cpus, "gpus": int(gpu), "workers": max(1, workers)}

@@ -54,6 +54,8 @@ class Many:
     def __init__(self, names: Sequence[str], columns: Columns) -> None:
         self.names, self.columns = names, columns
         self._images = columns.inputs == ("image",)
+        # Looked up once: a file that comes later must not shift the numbers of those behind it.
+        self._listed: dict[str, list[Path]] = {}
         for name in names:
             self._check(name)
 
@@ -108,10 +110,11 @@ class Many:
             f"{', '.join(map(repr, self.columns.table))}"
         )
 
-    @staticmethod
-    def _files(name: str) -> list[Path]:
-        path = Path(name)
-        return artifacts.files_below(path, hidden=False) if path.is_dir() else [path]
+    def _files(self, name: str) -> list[Path]:
+        if name not in self._listed:
+            path = Path(name)
+            self._listed[name] = artifacts.files_below(path, hidden=False) if path.is_dir() else [path]
+        return self._listed[name]
 
     def _count(self, name: str) -> int:
         if exists(name) and is_table(name):

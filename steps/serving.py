@@ -20,7 +20,7 @@ import base64
 import binascii
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,6 @@ from steps.savedmodel import Extractor
 from steps.tasks import Ask, Content
 from steps.tracking.packaging import FORMAT
 
-# Images decoded at a time to see whether they can be: a batch of large ones takes much memory.
-TRIED = 8
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -118,7 +116,7 @@ class Served:
             return self._featured(self.extractor, contents, None)  # it reads the texts as they are
         samples = self.task.samples(contents, self.settings, self.pretrained)
         if self.kind.content == "image":
-            reasons = _undecodable(samples)
+            reasons = _undecodable(cast("_Images", samples))
             if reasons:
                 raise UnreadableError(reasons, len(rows))
         return samples if self.extractor is None else self._featured(self.extractor, contents, samples)
@@ -158,20 +156,20 @@ class Served:
             raise DataError(f"{width} x {height} pixels are more than the {self.max_pixels} allowed")
 
 
-def _undecodable(samples: Samples) -> dict[int, str]:
+class _Images(Protocol):
+    """Samples that are images; named here, for the rooms of image tasks need libraries that texts do not."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, index: int) -> None: ...
+
+
+def _undecodable(samples: _Images) -> dict[int, str]:
     """Why, of each image that cannot be decoded; the samples keep what they decoded."""
-    places = list(range(len(samples)))
-    for at in range(0, len(places), TRIED):
-        try:
-            samples.batch(places[at : at + TRIED])
-        except DataError:
-            break
-    else:
-        return {}
     reasons: dict[int, str] = {}
-    for place in places:
+    for place in range(len(samples)):
         try:
-            samples.batch([place])
+            samples.decode(place)
         except DataError as error:
             reasons[place] = str(error)
     return reasons

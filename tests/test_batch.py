@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from steps import batch
+from steps import batch, pieces
 from steps.errors import BusyError, UnreadableError, UserError
 from steps.inputs import Columns
 from steps.kinds import KINDS
@@ -440,7 +440,7 @@ def test_pieces_know_only_what_they_are_given() -> None:
     kind = KINDS["text-classification"]
     asked = [Asked(1, "a", ("bad",)), Asked(2, "b", ("good",)), Asked(3, "c", (), "is not utf-8 text")]
     model: Any = Fake()
-    piece = batch.answered(Loaded(model), asked, kind, "5")
+    piece = pieces.answered(Loaded(model), asked, kind, "5")
     assert [row["row"] for row in piece.rows] == [2]
     assert [(one["row"], one["reason"]) for one in piece.rejected] == [
         (1, "is bad"),
@@ -455,3 +455,13 @@ def test_a_name_that_is_no_utf8_is_written_all_the_same(fake: Fake) -> None:
     (Path("in") / name).write_text("words")
     batch.batch("topics", ["in"], Path("out.csv"))
     assert "in/caf\\udce9.txt" in Path("out.csv").read_text()
+
+
+def test_a_file_that_comes_later_is_not_of_the_inputs(tmp_path: Path) -> None:
+    """Else it would shift the numbers of those behind it, from one piece to the next."""
+    for name in "bd":
+        (tmp_path / f"{name}.txt").write_text(name)
+    many = Many([str(tmp_path)], TEXTS)
+    assert len(many) == 2
+    (tmp_path / "a.txt").write_text("a")
+    assert [one.contents for one in many] == [("b",), ("d",)]

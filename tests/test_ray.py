@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from steps import artifacts, cluster, data, embedding
+from steps import artifacts, batch, cluster, data, embedding
 from steps.errors import UserError
 from steps.params import LIMITS, EmbedSettings, Limits, read_settings
+from steps.register import register
 from tests import afar
 from tests.tracking import made
 
@@ -165,6 +167,41 @@ def test_texts_of_a_cluster_are_the_same_bytes(clone: Path, afar_off: Afar) -> N
     )
     assert done.returncode == 0, done.stderr
     assert bytes_of(name) == before
+
+
+@pytest.mark.long
+def test_a_batch_of_a_cluster_is_the_same_bytes(clone: Path, afar_off: Afar) -> None:
+    """Predictions by the champion: pieces that are there already stay, one input cannot be read."""
+    made.store(clone)
+    name = made.clone(clone)
+    register(name)
+    sources = sorted(artifacts.data_dir(name).rglob("*.png"))
+    Path("inputs").mkdir()
+    for number in range(600):
+        shutil.copyfile(sources[number % len(sources)], f"inputs/{number:03}.png")
+    Path("inputs/300.png").write_bytes(b"no image")
+    batch.batch(name, ["inputs"], Path("here.parquet"))
+    words = [sys.executable, "-m", "steps.batch", name, "--out", "there.parquet", "--ray", afar_off.address]
+    done = subprocess.run(
+        [*words, "--", "inputs"],
+        env=afar_off.environment, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "1 of 600 inputs cannot be read" in done.stdout
+    for file in ("{}.parquet", "{}.parquet.rejected.csv"):
+        assert Path(file.format("there")).read_bytes() == Path(file.format("here")).read_bytes()
+    assert not list(Path().glob(".*.pieces"))
+
+
+def test_a_batch_without_a_cluster_says_what_to_change(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.store(clone)
+    name = made.clone(clone)
+    register(name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source = next(artifacts.data_dir(name).rglob("*.png"))
+    with pytest.raises(UserError, match=r"^--ray: Ray is not installed here"):
+        batch.batch(name, [str(source)], Path("out.csv"), ray="local")
+    assert not list(Path().glob("*out.csv*"))
 
 
 @pytest.mark.long

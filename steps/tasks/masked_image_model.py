@@ -208,6 +208,14 @@ class MaskedImageSamples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def decode(self, index: int) -> None:
+        """Decode an image ahead of its batch.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        self.images.decode(index)
+
     def batch(self, indices: list[int], view: int | None = None) -> Tensor:
         """The images at these places, their hidden patches of the mean colour."""
         from steps.tasks.patch_head import hide

@@ -224,6 +224,14 @@ class ImageSamples:
             images = rows.view(-1, self.side, self.side, self.rule.channels)
         return images.permute(0, 3, 1, 2)
 
+    def decode(self, index: int) -> None:
+        """Decode an image ahead of its batch; it is kept where there is room.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        self.pixels.rows([index])
+
     def fit(self, image: Image.Image) -> Image.Image:
         """An image of any mode as the square that is stored."""
         return scans.fitted(image, self.side, self.whole)
