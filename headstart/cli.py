@@ -66,7 +66,7 @@ def start(
 
 @app.command()
 def run(experiments: Experiments = None) -> None:
-    """Run experiments, from raw data to a registered model; what is up to date is not done again."""
+    """Run experiments, from raw data to a registered model. What is up to date is not done again."""
     terminal.enter_clone()
     from flows import lock, server
     from steps import artifacts, params
@@ -107,21 +107,21 @@ def results(experiments: Experiments = None) -> None:
 
 @app.command("show")
 def show_arm(experiment: ExperimentName, arm: ArmName) -> None:
-    """Show what an arm stands for, and what it does with every layer."""
+    """Show what an arm stands for, and does with every layer."""
     terminal.enter_clone()
     raise typer.Exit(terminal.run_step("show", experiment, arm))
 
 
 @app.command()
 def lr(experiment: ExperimentName, arm: ArmName) -> None:
-    """Look for a learning rate of an arm on its training data, and propose one."""
+    """Propose a learning rate for an arm. It is looked for on the training data."""
     terminal.enter_clone()
     raise typer.Exit(terminal.run_step("rate_range", experiment, arm))
 
 
 @app.command()
 def rank(experiment: ExperimentName) -> None:
-    """Weigh pretrained backbones for an experiment's data, before any training."""
+    """Weigh pretrained backbones for the data, before any training."""
     terminal.enter_clone()
     from flows import lock
     from flows.stages import Stages
@@ -149,7 +149,7 @@ def pin(
     candidates: Annotated[bool, typer.Option("--candidates", help="Those of `candidates:` too.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if something moved.")] = False,
 ) -> None:
-    """Pin an experiment's pretrained weights: newest revision, hash and licence into params.yaml."""
+    """Pin an experiment's pretrained weights in params.yaml. With newest revision, hash and licence."""
     terminal.enter_clone()
     from headstart.pin import show
 
@@ -164,7 +164,7 @@ def pin(
 
 @app.command()
 def publish(experiments: Experiments = None) -> None:
-    """Bring to MLflow what it does not have yet: runs, curves, and the registered model."""
+    """Bring to MLflow what it missed. Runs, curves, and the registered model."""
     terminal.enter_clone()
     from flows import summary
 
@@ -177,7 +177,7 @@ def publish(experiments: Experiments = None) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Look whether everything a run needs is here, and say what to change."""
+    """Look whether all that a run needs is here; say what to change."""
     terminal.enter_clone()
     from rich.markup import escape
 

@@ -16,7 +16,7 @@ def monitor(
         typer.Argument(metavar="[INPUT]...", help="Files, a folder or tables; none: what was recorded."),
     ] = None,
 ) -> None:
-    """Tell whether new inputs have drifted from the experiment's data; needs no labels."""
+    """Tell whether new inputs have drifted from the data. Needs no labels."""
     # A path is meant from where the user stands.
     absolute = [terminal.absolute(one) for one in inputs or []]
     terminal.enter_clone()

@@ -24,7 +24,7 @@ def nightly(
     experiments: Experiments = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew even where there is no cause.")] = False,
 ) -> None:
-    """Look for a cause to train anew: data, drift, code, parameters, age; without one, end at once."""
+    """Train anew where there is a cause. Data, drift, code, parameters, age; without one it ends at once."""
     terminal.enter_clone()
     from flows import lock, server
     from flows.stages import chosen

@@ -24,7 +24,7 @@ def ui(
         str, typer.Option(help="The address they listen at; only this machine reaches the default.")
     ] = "127.0.0.1",
 ) -> None:
-    """Show what there is: Prefect's and MLflow's pages and a worker for the deployments, until Ctrl-C."""
+    """Show Prefect's and MLflow's pages, and work, until Ctrl-C. The worker serves the deployments."""
     started = time.monotonic()
     terminal.enter_clone()
     from flows import server
@@ -56,7 +56,7 @@ def deploy(
         typer.Option(help="Tell people of champions, refusals, failures and drift."),
     ] = None,
 ) -> None:
-    """Register the deployments at the Prefect server that PREFECT_API_URL names; again changes nothing."""
+    """Register the deployments at your Prefect server. PREFECT_API_URL names it; again changes nothing."""
     terminal.enter_clone()
     from flows import server
     from steps import artifacts, params

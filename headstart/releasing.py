@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of
 
 
 def promote(reference: Reference, why: Why = "by hand") -> None:
-    """Make a version the champion by hand; the champion before becomes `previous`."""
+    """Make a version the champion by hand. The champion before becomes `previous`."""
     terminal.enter_clone()
     raise typer.Exit(terminal.run_step("release", "promote", f"--why={why}", "--", reference))
 
@@ -35,13 +35,13 @@ def history(
         bool, typer.Option("--mend", help="Put an altered ledger back as this clone saw it.")
     ] = False,
 ) -> None:
-    """Tell which version was champion since when, who moved it and why; checks that nothing was altered."""
+    """Tell which version was champion since when, by whom, and why. Checks that nothing was altered."""
     terminal.enter_clone()
     options = ["--json"] * as_json + ["--mend"] * mend
     raise typer.Exit(terminal.run_step("release", "history", *options, "--", model))
 
 
 def why(reference: Reference, as_json: AsJson = False) -> None:
-    """Tell where a version comes from, from its alias down to the bytes, and check every link."""
+    """Tell where a version comes from, down to the bytes. Every link is checked."""
     terminal.enter_clone()
     raise typer.Exit(terminal.run_step("why", *["--json"] * as_json, "--", reference))

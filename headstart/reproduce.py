@@ -65,7 +65,7 @@ def reproduce(
         Path | None, typer.Option("--keep", metavar="FOLDER", help="Make the clone here and leave it.")
     ] = None,
 ) -> None:
-    """Train a version again in a fresh clone, and say whether it comes out the same."""
+    """Train a version again in a fresh clone. Says whether it comes out the same."""
     target = None if keep is None else keep.absolute()
     terminal.enter_clone()
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):

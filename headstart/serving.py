@@ -33,7 +33,7 @@ def predict(
         typer.Option(metavar="ADDRESS", help="With --batch: by a Ray cluster there, or one `local` to here."),
     ] = None,
 ) -> None:
-    """Ask an experiment's champion: labels, boxes, answers, whatever its task gives."""
+    """Ask an experiment's champion. Labels, boxes, answers, whatever its task gives."""
     if batch and (out is None or as_json):
         raise UserError("--batch needs --out FILE, whose end (.csv, .jsonl, .parquet) says what is written")
     if ray is not None and not batch:
@@ -54,7 +54,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to bind to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 5001,
 ) -> None:
-    """Answer predictions over HTTP; a new champion takes over without losing a request."""
+    """Answer predictions over HTTP. A new champion takes over without losing a request."""
     terminal.enter_clone()
     # In this process's place: a signal to stop must reach the server, which ends what is under way.
     command = [sys.executable, "-m", "steps.serve", f"--host={host}", f"--port={port}", "--", reference]
@@ -63,7 +63,7 @@ def serve(
 
 
 def container(reference: Reference, folder: Annotated[Path, typer.Argument(help="New or empty.")]) -> None:
-    """Write a model with MLflow's recipe for a container, ready for `docker build`."""
+    """Write a model and MLflow's recipe for a container. Ready for `docker build`."""
     folder = folder.absolute()
     terminal.enter_clone()
     raise typer.Exit(terminal.run_step("container", "--", reference, str(folder)))

@@ -37,7 +37,7 @@ def spread(
         ),
     ] = 60.0,
 ) -> None:
-    """Run experiments with the workers of a pool: they make features and trainings, this clone owns them."""
+    """Run experiments with the workers of a pool. They make features and trainings, this clone owns them."""
     terminal.enter_clone()
     from flows import lock, server
     from steps import artifacts, params
@@ -65,7 +65,7 @@ def worker(
     pool: PoolName = "headstart",
     name: Annotated[str | None, typer.Option(help="Of this worker, in Prefect's pages.")] = None,
 ) -> None:
-    """Work for a pool in this clone, one stage at a time, until Ctrl-C; the pool is made if there is none."""
+    """Work for a pool in this clone, until Ctrl-C. One stage at a time; the pool is made if there is none."""
     terminal.enter_clone()
     from flows import server
 
