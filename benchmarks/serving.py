@@ -222,6 +222,9 @@ def bare(given: argparse.Namespace) -> dict[str, Any]:
     import pandas as pd
     import torch
 
+    from steps import entry
+
+    entry.keep_freed_memory()  # as the server does
     torch.set_num_threads(given.threads)
     name = json.loads(Path("name.json").read_text())
     loaded = champion(name)
@@ -265,8 +268,10 @@ def forward(given: argparse.Namespace) -> dict[str, Any]:
     import pandas as pd
     import torch
 
+    from steps import entry
     from steps.data import by_length
 
+    entry.keep_freed_memory()  # as the batch does
     torch.set_num_threads(given.threads)
     name = json.loads(Path("name.json").read_text())
     loaded = champion(name)  # its files go with it

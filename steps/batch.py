@@ -42,9 +42,6 @@ HANDED = 2048
 GROUP = 16
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ADVICE = "predictions need its model registry: start it, or correct MLFLOW_TRACKING_URI"
-# A network lets go of the interpreter in each of its hundreds of operations, and waits this long, in seconds,
-# to have it back from a thread that decodes; Python's own 0.005 would leave a core idle for much of the time.
-SWITCH_AFTER = 0.0001
 # What a shell says of a process that ended by Ctrl-C.
 STOPPED = 130
 _TYPES = {"double": "float64", "integer": "int64"}
@@ -166,6 +163,7 @@ def _predict(version: Version, many: Many, total: int, folder: Path) -> None:
 
     loaded, kind = registry.load(version), KINDS[version.tags["headstart.task"]]
 
+    entry.keep_freed_memory()
     # A core for each piece: two threads of torch on one batch gain less than two batches.
     torch.set_num_threads(1)
     workers = len(os.sched_getaffinity(0))
@@ -174,11 +172,7 @@ def _predict(version: Version, many: Many, total: int, folder: Path) -> None:
         _write(pieces.answered(loaded, asked, kind, version.number), folder, place)
         return len(asked)
 
-    with (
-        _switching(SWITCH_AFTER),
-        entry.Progress("predict", total) as progress,
-        ThreadPoolExecutor(workers) as pool,
-    ):
+    with entry.Progress("predict", total) as progress, ThreadPoolExecutor(workers) as pool:
         done, flying = _done(folder, total), set[Future[int]]()
         try:
             for place, asked in _left(many, folder):
@@ -214,17 +208,6 @@ def _predict_there(address: str, version: Version, many: Many, total: int, folde
                 _write(piece, folder, places[at])
                 done += len(asked[at])
                 progress.reached(done)
-
-
-@contextmanager
-def _switching(after: float) -> Iterator[None]:
-    """Threads wait this long for one another, in seconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(after)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 # ------------------------------------------------------------------------------------------------- the result

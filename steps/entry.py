@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # What a shell says of a process that ended by SIGPIPE.
 READER_GONE = 141
+# Of glibc's <malloc.h>.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # Where no terminal is, a line this often tells that work goes on.
 QUIET_SECONDS = 10.0
 
@@ -61,6 +65,18 @@ def _fail(message: str, exit_code: int, kind: str = "UserError") -> int:
             json.dumps({"exit_code": exit_code, "type": kind, "message": message}), "utf-8"
         )
     return exit_code
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed for the next batch, not to hand it back and have it zeroed again.
+
+    A batch frees and asks for the same blocks of megabytes; each then costs a page fault every 4 KiB.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another libc than glibc
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def say(line: str) -> None:

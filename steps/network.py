@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from steps import families
+from steps import entry, families
 from steps.artifacts import read_json, sha256_json
 from steps.errors import UserError, WeightsError
 from steps.families import Layer, Part, language
@@ -56,8 +54,6 @@ __all__ = [
     "stored",
 ]
 
-# Of glibc's <malloc.h>.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # What a backbone eats: an image batch, or a text batch as named tensors; what it gives may be maps as well.
 Inputs = Tensor | dict[str, Tensor]
 Outputs = Tensor | dict[str, Tensor] | list[Tensor]
@@ -87,7 +83,7 @@ def prepare_device(wanted: str = "auto") -> torch.device:
     # It would also fill every fresh tensor with NaN, to find code that reads memory nobody has written: a
     # sixth of a step's time on images.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _keep_freed_memory()
+    entry.keep_freed_memory()
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, usable in there.items() if usable))
@@ -97,18 +93,6 @@ def prepare_device(wanted: str = "auto") -> torch.device:
             "set `machine.device: auto` or `cpu`"
         )
     return torch.device(wanted)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed for the next step, not to hand it back and have it zeroed again.
-
-    A step frees and asks for the same blocks of megabytes; each then costs a page fault every 4 KiB.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another libc than glibc
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class Backbone(nn.Module):

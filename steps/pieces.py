@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from steps import outputs
+from steps import entry, outputs
 from steps.errors import UnreadableError
 from steps.kinds import KINDS, Kind
 from steps.many import Asked
@@ -54,6 +54,7 @@ class Work:
 def answerer(work: Work) -> Callable[[list[int]], list[Piece]]:
     """What a worker does, a process of its own: the pieces at some places."""
     os.chdir(work.here)
+    entry.keep_freed_memory()
     loaded = registry.load_folder(work.model)
 
     def compute(places: list[int]) -> list[Piece]:

@@ -215,6 +215,7 @@ def serve(name: str, host: str = "127.0.0.1", port: int = 5001) -> None:
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     with _bound(host, port) as listening:
+        entry.keep_freed_memory()
         workers = _threads()
         keeper = _keeper(name)
         kind = KINDS[keeper.current().task]
