@@ -46,7 +46,10 @@ def promote(reference: str, why: str) -> None:
     download.require_store()
     with store.opened(ADVICE) as opened:
         version = naming.version_of(opened, reference)
-        _settle(opened, version.model)
+        done = _settle(opened, version.model)
+        if done is not None and done.what == "promote" and done.after[CHAMPION] == version.number:
+            _say_moved(done)  # by this very command, given before
+            return
         if aliases.current(opened, version.model).get(CHAMPION) == version.number:
             raise UserError(f"version {version.number} of {version.model} is the champion already")
         files = registry.verify(version)
@@ -74,8 +77,11 @@ def rollback(model: str, why: str) -> None:
     download.require_store()
     with store.opened(ADVICE) as opened:
         name = naming.model_of(opened, model)
-        _settle(opened, name)
-        _say_moved(aliases.rollback(opened, name, why=why))
+        done = _settle(opened, name)
+        # A way back that was broken off is the one that is asked for again: a second would undo it.
+        if done is None or done.what != "rollback":
+            done = aliases.rollback(opened, name, why=why)
+        _say_moved(done)
 
 
 def history(model: str, as_json: bool = False) -> None:
@@ -125,11 +131,13 @@ def _check_why(why: str) -> None:
         raise UserError(f"--why has {len(why):,} characters; say it in at most {WHY_LIMIT:,}")
 
 
-def _settle(opened: Store, model: str) -> None:
+def _settle(opened: Store, model: str) -> Entry | None:
+    """Complete what was broken off; gives and tells it."""
     found = aliases.settle(opened, model)
     if found is not None:
         what = f"entry {found.number}, {found.what}: {clean(found.why)}"
         entry.say(f"{model}: completed the ledger: {what}")
+    return found
 
 
 def _say_moved(found: Entry) -> None:

@@ -77,6 +77,36 @@ def test_a_version_is_made_champion_by_hand_and_the_way_back_is_one_command(
     assert (found["holds"], found["moved"], found["by_hand"]) == (True, True, None)
 
 
+@pytest.mark.survives(
+    "registry",
+    "a promotion or a way back is broken off after its entry, and given again",
+    how="an error between ledger and alias, then the same command",
+    held="it is completed and not done a second time, which would bring back the version that was left",
+)
+def test_a_command_given_again_after_an_error_is_done_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise TrackingError("the server is away")
+
+    moves: list[tuple[Callable[[], None], int, dict[str, str]]] = [
+        (lambda: release.promote("headstart-toys@2", "better"), 3, {"champion": "2", "previous": "1"}),
+        (lambda: release.rollback("toys", "worse"), 4, {"champion": "1", "previous": "2"}),
+    ]
+    for move, number, after in moves:
+        with monkeypatch.context() as patch:
+            patch.setattr(aliases, "_point", broken)
+            with pytest.raises(TrackingError, match="the server is away"):
+                move()
+        assert _now() != after
+        capsys.readouterr()
+        move()
+        assert f"version {after['champion']} is champion" in capsys.readouterr().out
+        assert _now() == after
+        with store.opened() as opened:
+            assert [one.number for one in aliases.history(opened, MODEL)][-1] == number
+
+
 def test_what_cannot_be_is_refused_and_nothing_moves() -> None:
     before = _now()
     with pytest.raises(UserError, match="version 1 of headstart-toys is the champion already"):
