@@ -3,8 +3,9 @@
     python -m benchmarks.serving
     python -m benchmarks.serving --only digits --seconds 20
 
-Two models with real pretrained backbones: EfficientNet-Lite0 on pictures of 64 pixels, MiniLM on texts of 32
-tokens. Their heads saw a handful of made-up samples, which changes no time. On an idle machine.
+Two models with real pretrained backbones: EfficientNet-Lite0 on pictures of 64 pixels, or of `--side`, and
+MiniLM on texts of 32 tokens. Their heads saw a handful of made-up samples, which changes no time. On an
+idle machine.
 
 Served: eight clients that each send one input after another over HTTP, against eight threads that call the
 same loaded model's `predict` in a process of its own. Bare is tried with one thread of torch and with as many
@@ -47,7 +48,8 @@ def main() -> None:
     """Print the ratios of both models."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=TASKS)
-    parser.add_argument("--seconds", type=float, default=60, help="of served requests in all")
+    parser.add_argument("--seconds", type=float, default=60, help="of served requests in all; 0 for none")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the pictures, in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", choices=CHILDREN)
     parser.add_argument("--threads", type=int, default=1)
@@ -57,16 +59,18 @@ def main() -> None:
         return
     for name in [given.only] if given.only else list(TASKS):
         with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder, chdir(folder):
-            make(name)
-            print(f"{name}: {BACKBONES[name]}, {os.cpu_count()} cores, {CLIENTS} clients")
-            compare_served(name, given.seconds / given.repeats, given.repeats)
+            make(name, given.side)
+            of = f"{given.side} pixels" if name == "digits" else f"{TOKENS} tokens"
+            print(f"{name}: {BACKBONES[name]}, {of}, {os.cpu_count()} cores, {CLIENTS} clients")
+            if given.seconds:
+                compare_served(name, given.seconds / given.repeats, given.repeats)
             compare_batch(name, given.repeats)
 
 
 # ------------------------------------------------------------------------------------------------- the models
 
 
-def make(name: str) -> None:
+def make(name: str, side: int = SIDE) -> None:
     """A registered model in the working directory, made as the tests make theirs, but of a real backbone."""
     from steps import artifacts, params, resolve
     from steps.fetch import fetch
@@ -79,7 +83,7 @@ def make(name: str) -> None:
     def settings(name: str, task: str) -> params.Params:
         found = plain(name, task)
         one = found.experiments[name]
-        model = one.model.model_copy(update={"image_size": SIDE, "max_tokens": TOKENS})
+        model = one.model.model_copy(update={"image_size": side, "max_tokens": TOKENS})
         return found.model_copy(update={"experiments": {name: one.model_copy(update={"model": model})}})
 
     def write_pretrained(task: str) -> None:
