@@ -122,7 +122,8 @@ def test_the_flow_runs_every_stage_of_the_graph_and_none_before_its_inputs(
 
 def test_the_folder_mlflow_holds_no_python() -> None:
     # It would stand in for the library in every import.
-    assert not list((ROOT / "mlflow").rglob("*.py"))
+    # The local store is there too, and the models in it bring our code with them.
+    assert not [path for path in (ROOT / "mlflow").rglob("*.py") if "artifacts" not in path.parts]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from headstart import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
+# Beside this Python, whether or not that is on the path.
+CHECKER = str(Path(sys.executable).with_name("check-jsonschema"))
 MANIFESTS = ("servers.yaml", "worker.yaml")
 KUBERNETES_VERSION = "1.31"
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(:[?-][^}]*)?\}")
@@ -49,7 +52,7 @@ def compose() -> dict[str, Any]:
 
 def test_compose_is_what_the_compose_specification_says() -> None:
     done = subprocess.run(
-        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")],
+        [CHECKER, "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,7 +62,7 @@ def test_the_schema_is_in_force(tmp_path: Path) -> None:
     wrong = tmp_path / "compose.yaml"
     wrong.write_text("services: {a: {image: b, prots: [80]}}\n")
     done = subprocess.run(
-        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(wrong)],
+        [CHECKER, "--builtin-schema", "vendor.compose-spec", str(wrong)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
