@@ -227,7 +227,10 @@ def kill_and_go_on(name: str, chance: random.Random) -> dict[str, Any]:
         if kills and "then" not in kills[-1]:
             kills[-1]["then"] = printed
         if child.killed:
-            reached = max([reached, *child.steps(begun=False)])
+            # Without states there is nothing to go on from: none was written yet, or its work was done when
+            # it was killed, and the next begins anew.
+            there = states(name).exists()
+            reached = max([reached, *child.steps(begun=False)]) if there else (0, 0)
             kills.append({"plan": plan, "reached": reached, **traces(name, child)})
         else:
             results.append({"result": result(name), "left": states(name).exists()})

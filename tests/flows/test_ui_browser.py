@@ -10,6 +10,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,11 @@ def test_the_schedule_is_run_by_hand_and_followed(pages: Pages, browser: Page) -
     browser.click("Quick run", "[role=menuitem]")
     browser.click("View run")
     # The state of the run stands alone on its line; in the log are those of its tasks, too.
-    shown = browser.wait_for("Beginning flow run", "\nCompleted\n", seconds=600)
+    shown = browser.wait_for("\nCompleted\n", seconds=600)
+    if "Beginning flow run" not in shown:
+        # A night without a cause is over within a second, before its log has arrived; the page asks no more.
+        browser.goto(str(browser.evaluate("location.href")))
+    shown = browser.wait_for("Beginning flow run", "\nCompleted\n")
     assert "set_working_directory" in shown
     picture(browser, "log")
 
@@ -145,5 +150,6 @@ def test_the_champion_is_found_by_its_alias(pages: Pages, browser: Page) -> None
     browser.click("Try it now", "button")
     browser.click("headstart-shapes", "a")
     browser.wait_for("Version 1", "champion", "headstart.arm", "headstart.reason")
-    browser.press(CLOSE)
+    with suppress(AssertionError):  # a box for newcomers, which does not always come
+        browser.press(CLOSE, seconds=5)
     picture(browser, "champion", 1000)
