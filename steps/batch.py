@@ -162,7 +162,6 @@ def _predict(version: Version, many: Many, total: int, folder: Path) -> None:
     import torch
 
     loaded, kind = registry.load(version), KINDS[version.tags["headstart.task"]]
-
     entry.keep_freed_memory()
     # A core for each piece: two threads of torch on one batch gain less than two batches.
     torch.set_num_threads(1)
